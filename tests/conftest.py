@@ -1,0 +1,138 @@
+"""Every test has a directory of its own, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import dask.config
+import numpy as np
+import psutil
+import pytest
+
+import xshm
+from xshm import _core, process
+from xshm.directory import Directory
+
+#: Threads that distributed starts once and keeps until the interpreter ends.
+_KEPT_THREADS = ("IO loop", "Profile", "asyncio_", "Dask-Offload", "Dask-Default", "AsyncProcess")
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) -> None:
+    """Wait for something that happens in another thread or process."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"did not happen in {seconds} s: {what}"
+        time.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def directory() -> Iterator[Path]:
+    """A tmpfs directory that only this test uses: ``xshm.directory`` is set to it.
+
+    Notes
+    -----
+    It is set in the environment too, for processes that the test starts by itself.
+    """
+    parent = Path(tempfile.mkdtemp(prefix="xshm-test-", dir="/dev/shm"))
+    before = _possessions()
+    with pytest.MonkeyPatch.context() as patch, dask.config.set({"xshm.directory": str(parent)}):
+        patch.setenv("DASK_XSHM__DIRECTORY", str(parent))
+        try:
+            yield parent
+            gc.collect()
+            process.close()
+            _assert_nothing_left(before, parent)
+        finally:
+            process.close()
+            shutil.rmtree(parent)
+
+
+def files_in(parent: Path) -> list[str]:
+    """What is in the directory, but for the domain: segments, tokens and process files."""
+    return sorted(
+        str(Path(folder, name).relative_to(parent))
+        for folder, _, names in os.walk(parent)
+        for name in names
+        if name != "domain"
+    )
+
+
+def _possessions() -> dict[str, set[str]]:
+    me = psutil.Process()
+    return {
+        "open files": {f"{fd}: {_target(fd)}" for fd in os.listdir("/proc/self/fd")},
+        "threads": {
+            f"{t.name} ({t.ident})"
+            for t in threading.enumerate()
+            if not t.name.startswith(_KEPT_THREADS)
+        },
+        "children": {
+            f"{child.pid} {' '.join(child.cmdline())[:200]}"
+            for child in me.children(recursive=True)
+            if "resource_tracker" not in " ".join(child.cmdline())
+            and "forkserver" not in " ".join(child.cmdline())
+        },
+    }
+
+
+def _target(fd: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:  # the descriptor that listed the others is closed by now
+        return ""
+
+
+def _is_kept(possession: str) -> bool:
+    """Of what the interpreter, distributed or the core open once and keep."""
+    kept = ("/proc/self/fd", "pagemap", "pipe:", "socket:", "anon_inode:", "/dev/null")
+    return possession.endswith(": ") or any(k in possession for k in kept)
+
+
+def _assert_nothing_left(before: dict[str, set[str]], parent: Path) -> None:
+    assert files_in(parent) == []
+
+    def new() -> dict[str, list[str]]:
+        now = _possessions()
+        return {
+            kind: left
+            for kind in now
+            if (left := [p for p in now[kind] - before[kind] if not _is_kept(p)])
+        }
+
+    try:
+        wait_until(lambda: not new(), "everything given back")
+    except AssertionError:
+        pytest.fail(f"the test left {new()}")
+
+
+@pytest.fixture
+def here(directory: Path) -> Directory:
+    """The directory as xshm sees it, entered by this process."""
+    return process.current().directory
+
+
+@pytest.fixture
+def allocating() -> Iterator[None]:
+    """Large arrays of the test are born in segments."""
+    with xshm.allocator():
+        yield
+
+
+def segment_names(here: Directory) -> list[str]:
+    """Segments and tokens in the directory."""
+    return sorted(os.listdir(here.segments))
+
+
+def same_bytes(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal dtype, shape and bits."""
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+__all__ = ["_core", "files_in", "same_bytes", "segment_names", "wait_until"]

@@ -1,0 +1,34 @@
+"""Labelled arrays in shared memory: processes of one host pass handles instead of bytes.
+
+``dask.distributed.LocalCluster(protocol="shm")`` is all that a dask program needs; nothing
+has to be imported from here. See the README and ``docs/`` for the rest.
+"""
+
+import sys
+
+if sys.platform != "linux":
+    raise ImportError(
+        f"xshm needs Linux (this is {sys.platform}): it keeps arrays in a tmpfs and relies on "
+        "Linux's memory mappings and file locks."
+    )
+
+from xshm import config
+from xshm.allocation import allocator, disable, enable, trim
+from xshm.errors import DirectoryError, HandleError, LostHandleError, XshmError
+from xshm.statistics import stats
+from xshm.whereabouts import is_shared
+
+config.install_defaults()
+
+__all__ = [
+    "DirectoryError",
+    "HandleError",
+    "LostHandleError",
+    "XshmError",
+    "allocator",
+    "disable",
+    "enable",
+    "is_shared",
+    "stats",
+    "trim",
+]

@@ -1,0 +1,111 @@
+/* The C core of xshm: one process's segments, and nothing of Python but buffers.
+ *
+ *   spans.c      which segment an address lies in
+ *   segment.c    system calls on one segment
+ *   pool.c       all segments of this process: warm recycling, bounds, fork
+ *   allocator.c  NumPy's allocation routines (NEP 49), on top of the pool
+ *   module.c     what Python sees
+ *
+ * Each file uses only those above it.  The words (segment, token, lease, sealed) and the
+ * invariants, quoted by name where code keeps them, are those of docs/design.md.
+ */
+#ifndef XSHM_CORE_H
+#define XSHM_CORE_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define XSHM_NAME_SIZE 64 /* longest file name in the directory, with its final zero */
+
+enum segment_state {
+    SEGMENT_OPEN,    /* an array of ours lives in it; `start` is shared and writable */
+    SEGMENT_SEALED,  /* handed out: `start` is a private copy-on-write mapping */
+    SEGMENT_LEASED,  /* somebody else's (or our parent's): private copy-on-write mapping */
+    SEGMENT_COPIED,  /* somebody else's, read into ordinary memory */
+    SEGMENT_IDLE,    /* no array: free, or waiting for the leases of others to end */
+};
+
+/* One mapped range of one file in the directory. */
+typedef struct segment {
+    enum segment_state state;
+    char name[XSHM_NAME_SIZE];
+    ino_t inode;
+    uint64_t pool;   /* which opening of the pool it belongs to; 0: not ours to recycle */
+    char *start;     /* where its array sees the bytes; NULL while idle */
+    char *shared;    /* shared writable mapping, kept populated; NULL if there is none */
+    size_t size;     /* bytes mapped at `start` */
+    off_t offset;    /* of `start` in the file: 0, but for leases */
+    struct segment *older, *newer; /* while idle: neighbours in its list */
+    uint64_t idle_since;           /* while idle: the pool's count when it became so */
+} segment;
+
+/* ---- spans.c: callers hold the pool's lock ---- */
+int span_insert(segment *s);
+void span_remove(const segment *s);
+segment *span_find(const void *address);
+size_t span_count(void);
+segment *span_at(size_t index);
+
+/* ---- segment.c: each returns 0 or -errno ---- */
+#define XSHM_MAPPINGS_PER_SEGMENT 2 /* at most: the array's, and the shared one put aside */
+
+int segment_create(int directory, segment *s, bool huge);
+int segment_warm(int directory, segment *s, bool huge);
+int segment_fill(int directory, segment *s, bool fresh, const char *bytes, size_t length);
+int segment_seal(int directory, segment *s);
+int segment_isolate(segment *s);
+int segment_try_reclaim(int directory, const segment *s);
+void segment_unmap(segment *s);
+void segment_unlink(int directory, const segment *s);
+int segment_link(int directory, const segment *s, const char *token);
+int segment_lease(int directory, segment *s, const char *token, off_t offset, size_t length,
+                  bool mapped, size_t *skipped);
+bool range_was_written(const char *start, size_t length);
+void pagemap_after_fork(void);
+
+/* ---- pool.c ---- */
+typedef struct {
+    size_t threshold; /* smaller arrays are not for the pool, bytes */
+    size_t keep;      /* bound on idle bytes */
+    size_t waiting;   /* bound on the number of segments waiting for leases to end */
+    size_t mappings;  /* bound on mappings */
+    bool huge;        /* the directory gives huge pages to who asks */
+} pool_limits;
+
+typedef struct {
+    size_t live_segments, live_bytes;       /* with an array of ours */
+    size_t leased_segments, leased_bytes;   /* of others, held here */
+    size_t free_segments, free_bytes;       /* idle and ready */
+    size_t waiting_segments, waiting_bytes; /* idle, but others may hold leases */
+    size_t mappings;
+    uint64_t created, recycled, sealed;
+    uint64_t refused;    /* no room, or no mapping left */
+    int refused_because; /* errno of the last one refused */
+} pool_counts;
+
+int pool_install_fork_handlers(void);
+int pool_open(int directory, const char *owner, const pool_limits *limits);
+void pool_close(void);
+bool pool_is_open(void);
+void pool_set_limits(const pool_limits *limits);
+pool_counts pool_count(void);
+size_t pool_trim(size_t keep);
+
+size_t pool_threshold(void);
+segment *pool_take(size_t size, bool only_warm);
+bool pool_give_back(void *start);
+size_t pool_capacity(const void *start);
+
+bool pool_find(const char *start, size_t length, segment *found);
+int pool_share(const char *start, size_t length, const char *token, segment *shared);
+int pool_copy_in(const char *bytes, size_t length, const char *token, segment *copied);
+segment *pool_lease(const char *token, const char *name, off_t offset, size_t length,
+                    size_t *skipped, int *error);
+void pool_drop_lease(segment *s);
+
+#endif

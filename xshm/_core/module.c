@@ -1,0 +1,378 @@
+/* What Python sees of the core: the pool, hand-over of buffers, leases, the allocator.
+ *
+ * Policy (names, limits, what to do when something is refused) is Python's: see pool.py,
+ * handover.py and allocator.py.
+ */
+#include "allocator.h"
+#include "core.h"
+
+#include <errno.h>
+#include <string.h>
+
+static PyObject *
+raise_errno(int error, const char *what)
+{
+    PyObject *arguments = Py_BuildValue("(is)", -error, what);
+    if (arguments == NULL) {
+        return NULL;
+    }
+    /* OSError picks the subclass that fits the number, FileNotFoundError and so on. */
+    PyObject *exception = PyObject_CallObject(PyExc_OSError, arguments);
+    Py_DECREF(arguments);
+    if (exception != NULL) {
+        PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
+        Py_DECREF(exception);
+    }
+    return NULL;
+}
+
+/* ---- Lease: a buffer that keeps its mapping, and so its lock, alive ---- */
+
+typedef struct {
+    PyObject_HEAD
+    segment *segment;
+    size_t skipped; /* from the start of the mapping to the first byte */
+    Py_ssize_t nbytes;
+} Lease;
+
+static PyObject *lease_type;
+
+static int
+lease_getbuffer(PyObject *self, Py_buffer *view, int flags)
+{
+    Lease *lease = (Lease *)self;
+    return PyBuffer_FillInfo(view, self, lease->segment->start + lease->skipped, lease->nbytes, 0,
+                             flags);
+}
+
+static void
+lease_dealloc(PyObject *self)
+{
+    Lease *lease = (Lease *)self;
+    PyTypeObject *type = Py_TYPE(self);
+    if (lease->segment != NULL) {
+        pool_drop_lease(lease->segment);
+    }
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(self);
+    Py_DECREF(type);
+}
+
+static PyType_Slot lease_slots[] = {
+    {Py_tp_doc, "Bytes of another process's segment: writable, copy-on-write, locked.\n\n"
+                "The lease ends when the last view of the buffer is gone."},
+    {Py_tp_dealloc, lease_dealloc},
+    {Py_bf_getbuffer, lease_getbuffer},
+    {0, NULL},
+};
+
+static PyType_Spec lease_spec = {
+    .name = "xshm._core.Lease",
+    .basicsize = sizeof(Lease),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = lease_slots,
+};
+
+static PyObject *
+lease(PyObject *module, PyObject *args)
+{
+    (void)module;
+    const char *token, *name;
+    long long offset;
+    Py_ssize_t nbytes;
+    if (!PyArg_ParseTuple(args, "ssLn:lease", &token, &name, &offset, &nbytes)) {
+        return NULL;
+    }
+    if (strchr(token, '/') != NULL || strlen(name) >= XSHM_NAME_SIZE || offset < 0 || nbytes <= 0) {
+        return raise_errno(-EINVAL, "not a handle");
+    }
+    allocfunc allocate = (allocfunc)PyType_GetSlot((PyTypeObject *)lease_type, Py_tp_alloc);
+    Lease *self = (Lease *)allocate((PyTypeObject *)lease_type, 0);
+    if (self == NULL) {
+        return NULL;
+    }
+    int error;
+    segment *s;
+    size_t skipped = 0;
+    Py_BEGIN_ALLOW_THREADS
+    s = pool_lease(token, name, (off_t)offset, (size_t)nbytes, &skipped, &error);
+    Py_END_ALLOW_THREADS
+    self->segment = s;
+    self->skipped = skipped;
+    self->nbytes = nbytes;
+    if (s == NULL) {
+        Py_DECREF(self);
+        return raise_errno(error, token);
+    }
+    return (PyObject *)self;
+}
+
+/* ---- hand-over of buffers ---- */
+
+/* Call pool_share or pool_copy_in on a Python buffer: (segment, offset), or NULL with an
+ * errno in `*error` (0 if a Python exception is set). */
+static PyObject *
+hand_over(PyObject *args, int (*how)(const char *, size_t, const char *, segment *), int *error)
+{
+    PyObject *object;
+    const char *token;
+    Py_buffer view;
+    *error = 0;
+    if (!PyArg_ParseTuple(args, "Os", &object, &token)
+        || PyObject_GetBuffer(object, &view, PyBUF_ANY_CONTIGUOUS) != 0) {
+        return NULL;
+    }
+    segment s;
+    Py_BEGIN_ALLOW_THREADS
+    *error = how(view.buf, (size_t)view.len, token, &s);
+    Py_END_ALLOW_THREADS
+    PyObject *result = NULL;
+    if (*error == 0) {
+        long long offset = s.start == NULL ? 0 : (const char *)view.buf - s.start + s.offset;
+        result = Py_BuildValue("sL", s.name, offset);
+    }
+    PyBuffer_Release(&view);
+    return result;
+}
+
+static PyObject *
+share(PyObject *module, PyObject *args)
+{
+    (void)module;
+    int error;
+    PyObject *result = hand_over(args, pool_share, &error);
+    if (error != 0) { /* not to be had as it is, for whatever reason: the caller copies */
+        Py_RETURN_NONE;
+    }
+    return result;
+}
+
+static PyObject *
+copy_in(PyObject *module, PyObject *args)
+{
+    (void)module;
+    int error;
+    PyObject *result = hand_over(args, pool_copy_in, &error);
+    return error != 0 ? raise_errno(error, "no segment to copy into") : result;
+}
+
+static PyObject *
+locate(PyObject *module, PyObject *object)
+{
+    (void)module;
+    Py_buffer view;
+    if (PyObject_GetBuffer(object, &view, PyBUF_ANY_CONTIGUOUS) != 0) {
+        return NULL;
+    }
+    static const char *const states[] = {"open", "sealed", "leased"};
+    segment s;
+    PyObject *result = NULL;
+    if (view.len == 0 || !pool_find(view.buf, (size_t)view.len, &s)) {
+        result = Py_NewRef(Py_None);
+    }
+    else {
+        long long offset = (const char *)view.buf - s.start + s.offset;
+        result = Py_BuildValue("ssLn", states[s.state], s.name, offset, (Py_ssize_t)s.size);
+    }
+    PyBuffer_Release(&view);
+    return result;
+}
+
+static PyObject *
+was_written(PyObject *module, PyObject *object)
+{
+    (void)module;
+    Py_buffer view;
+    if (PyObject_GetBuffer(object, &view, PyBUF_ANY_CONTIGUOUS) != 0) {
+        return NULL;
+    }
+    bool written;
+    Py_BEGIN_ALLOW_THREADS
+    written = view.len > 0 && range_was_written(view.buf, (size_t)view.len);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&view);
+    return PyBool_FromLong(written);
+}
+
+/* ---- the pool ---- */
+
+#define LIMITS "nnnnp"
+#define LIMIT_POINTERS(l) &(l)[0], &(l)[1], &(l)[2], &(l)[3]
+
+static int
+limits_from(const Py_ssize_t *numbers, int huge, pool_limits *limits)
+{
+    for (int i = 0; i < 4; i++) {
+        if (numbers[i] < 0) {
+            PyErr_SetString(PyExc_ValueError, "limits are not negative");
+            return -1;
+        }
+    }
+    *limits = (pool_limits){
+        .threshold = (size_t)numbers[0],
+        .keep = (size_t)numbers[1],
+        .waiting = (size_t)numbers[2],
+        .mappings = (size_t)numbers[3],
+        .huge = huge != 0,
+    };
+    return 0;
+}
+
+static PyObject *
+open_pool(PyObject *module, PyObject *args)
+{
+    (void)module;
+    int directory, huge;
+    const char *owner;
+    Py_ssize_t numbers[4];
+    pool_limits limits;
+    if (!PyArg_ParseTuple(args, "is" LIMITS ":open_pool", &directory, &owner,
+                          LIMIT_POINTERS(numbers), &huge)
+        || limits_from(numbers, huge, &limits) != 0) {
+        return NULL;
+    }
+    int error = pool_open(directory, owner, &limits);
+    if (error != 0) {
+        return raise_errno(error, "cannot open the pool");
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+set_limits(PyObject *module, PyObject *args)
+{
+    (void)module;
+    int huge;
+    Py_ssize_t numbers[4];
+    pool_limits limits;
+    if (!PyArg_ParseTuple(args, LIMITS ":set_limits", LIMIT_POINTERS(numbers), &huge)
+        || limits_from(numbers, huge, &limits) != 0) {
+        return NULL;
+    }
+    pool_set_limits(&limits);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+close_pool(PyObject *module, PyObject *none)
+{
+    (void)module;
+    (void)none;
+    Py_BEGIN_ALLOW_THREADS
+    pool_close();
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+is_open(PyObject *module, PyObject *none)
+{
+    (void)module;
+    (void)none;
+    return PyBool_FromLong(pool_is_open());
+}
+
+static PyObject *
+trim(PyObject *module, PyObject *args)
+{
+    (void)module;
+    Py_ssize_t keep = 0;
+    if (!PyArg_ParseTuple(args, "|n:trim", &keep)) {
+        return NULL;
+    }
+    size_t bytes;
+    Py_BEGIN_ALLOW_THREADS
+    bytes = pool_trim(keep > 0 ? (size_t)keep : 0);
+    Py_END_ALLOW_THREADS
+    return PyLong_FromSize_t(bytes);
+}
+
+static PyObject *
+count(PyObject *module, PyObject *none)
+{
+    (void)module;
+    (void)none;
+    pool_counts c = pool_count();
+    return Py_BuildValue(
+        "{s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:K,s:K,s:K,s:K,s:i}",
+        "live_segments", (Py_ssize_t)c.live_segments, "live_bytes", (Py_ssize_t)c.live_bytes,
+        "leased_segments", (Py_ssize_t)c.leased_segments,
+        "leased_bytes", (Py_ssize_t)c.leased_bytes,
+        "free_segments", (Py_ssize_t)c.free_segments, "free_bytes", (Py_ssize_t)c.free_bytes,
+        "waiting_segments", (Py_ssize_t)c.waiting_segments,
+        "waiting_bytes", (Py_ssize_t)c.waiting_bytes,
+        "mappings", (Py_ssize_t)c.mappings,
+        "created", (unsigned long long)c.created, "recycled", (unsigned long long)c.recycled,
+        "sealed", (unsigned long long)c.sealed, "refused", (unsigned long long)c.refused,
+        "refused_because", c.refused_because);
+}
+
+/* ---- the allocator ---- */
+
+static PyObject *
+set_handler(PyObject *module, PyObject *handler)
+{
+    (void)module;
+    return allocator_set_handler(handler);
+}
+
+static PyObject *
+get_handler(PyObject *module, PyObject *none)
+{
+    (void)module;
+    (void)none;
+    return allocator_get_handler();
+}
+
+static PyMethodDef methods[] = {
+    {"open_pool", open_pool, METH_VARARGS, NULL},
+    {"close_pool", close_pool, METH_NOARGS, NULL},
+    {"is_open", is_open, METH_NOARGS, NULL},
+    {"set_limits", set_limits, METH_VARARGS, NULL},
+    {"trim", trim, METH_VARARGS, NULL},
+    {"count", count, METH_NOARGS, NULL},
+    {"share", share, METH_VARARGS, NULL},
+    {"copy_in", copy_in, METH_VARARGS, NULL},
+    {"lease", lease, METH_VARARGS, NULL},
+    {"locate", locate, METH_O, NULL},
+    {"was_written", was_written, METH_O, NULL},
+    {"set_handler", set_handler, METH_O, NULL},
+    {"get_handler", get_handler, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "xshm._core",
+    .m_doc = "Segments in shared memory: system calls, a lock, a table.",
+    .m_size = -1, /* the pool is the process's, so there is one module a process */
+    .m_methods = methods,
+};
+
+PyMODINIT_FUNC
+PyInit__core(void)
+{
+    if (allocator_init() != 0) {
+        return NULL;
+    }
+    int error = pool_install_fork_handlers();
+    if (error != 0) {
+        return raise_errno(error, "pthread_atfork");
+    }
+    PyObject *module = PyModule_Create(&definition);
+    if (module == NULL) {
+        return NULL;
+    }
+    lease_type = PyType_FromSpec(&lease_spec);
+    PyObject *ours = allocator_handler();
+    PyObject *numpys = allocator_default_handler();
+    if (lease_type == NULL || ours == NULL || numpys == NULL
+        || PyModule_AddObjectRef(module, "Lease", lease_type) != 0
+        || PyModule_AddObjectRef(module, "HANDLER", ours) != 0
+        || PyModule_AddObjectRef(module, "DEFAULT_HANDLER", numpys) != 0) {
+        Py_CLEAR(module);
+    }
+    Py_XDECREF(ours);
+    Py_XDECREF(numpys);
+    return module;
+}

@@ -1,0 +1,730 @@
+/* All segments of this process: recycled warm, bounded, right after fork.
+ *
+ * One lock guards everything here and the table of spans.  It is held for microseconds:
+ * what takes longer (making a segment, copying, unmapping) happens between two holds, on a
+ * segment that no list knows meanwhile and on a duplicate of the directory's descriptor,
+ * so that closing the pool cannot pull it away.
+ */
+#include "core.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#define CLASSES_PER_DOUBLING 8 /* so at most an eighth of a segment is unused */
+#define CLASSES (64 * CLASSES_PER_DOUBLING)
+#define PAGE ((size_t)4096)
+
+struct list {
+    segment *oldest, *newest;
+};
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static int directory = -1; /* -1: the pool is closed */
+static char owner[XSHM_NAME_SIZE / 2];
+static uint64_t opening;      /* counts pool_open: which segments are this pool's */
+static uint64_t last_number;  /* of the segments made: a name is never used twice */
+static uint64_t idle_clock;
+static pool_limits limits;
+static pool_counts counts;
+static struct list free_lists[CLASSES]; /* ready, by size class */
+static struct list waiting;             /* handed out once: others may hold leases */
+
+/* ---- size classes ---- */
+
+static unsigned
+log2_of(size_t size)
+{
+    return 63U - (unsigned)__builtin_clzll(size);
+}
+
+static size_t
+class_size(size_t size)
+{
+    size_t granule = ((size_t)1 << log2_of(size)) / CLASSES_PER_DOUBLING;
+    if (granule < PAGE) {
+        granule = PAGE;
+    }
+    return (size + granule - 1) / granule * granule;
+}
+
+static size_t
+class_index(size_t rounded)
+{
+    unsigned power = log2_of(rounded);
+    return power * CLASSES_PER_DOUBLING + ((rounded >> (power - 3)) & (CLASSES_PER_DOUBLING - 1));
+}
+
+/* ---- lists; callers hold the lock ---- */
+
+static void
+list_push(struct list *list, segment *s)
+{
+    s->idle_since = ++idle_clock;
+    s->newer = NULL;
+    s->older = list->newest;
+    *(list->newest ? &list->newest->newer : &list->oldest) = s;
+    list->newest = s;
+}
+
+static void
+list_remove(struct list *list, segment *s)
+{
+    *(s->newer ? &s->newer->older : &list->newest) = s->older;
+    *(s->older ? &s->older->newer : &list->oldest) = s->newer;
+    s->newer = s->older = NULL;
+}
+
+static void
+push_free(segment *s)
+{
+    list_push(&free_lists[class_index(s->size)], s);
+    counts.free_segments++;
+    counts.free_bytes += s->size;
+}
+
+static void
+remove_free(segment *s)
+{
+    list_remove(&free_lists[class_index(s->size)], s);
+    counts.free_segments--;
+    counts.free_bytes -= s->size;
+}
+
+static void
+push_waiting(segment *s)
+{
+    list_push(&waiting, s);
+    counts.waiting_segments++;
+    counts.waiting_bytes += s->size;
+}
+
+static void
+remove_waiting(segment *s)
+{
+    list_remove(&waiting, s);
+    counts.waiting_segments--;
+    counts.waiting_bytes -= s->size;
+}
+
+/* ---- the life of a segment ---- */
+
+/* A new record with a name of its own; its file is not made yet. */
+static segment *
+new_segment(size_t size)
+{
+    if (counts.mappings + XSHM_MAPPINGS_PER_SEGMENT > limits.mappings) {
+        counts.refused++;
+        counts.refused_because = ENOMEM;
+        return NULL;
+    }
+    segment *s = calloc(1, sizeof *s);
+    if (s != NULL) {
+        s->state = SEGMENT_IDLE;
+        s->pool = opening;
+        s->size = size;
+        snprintf(s->name, sizeof s->name, "%s.%llx.segment", owner,
+                 (unsigned long long)++last_number);
+        counts.mappings += XSHM_MAPPINGS_PER_SEGMENT;
+    }
+    return s;
+}
+
+static void
+forget(segment *s)
+{
+    pthread_mutex_lock(&lock);
+    counts.mappings -= s->state == SEGMENT_LEASED ? 1 : XSHM_MAPPINGS_PER_SEGMENT;
+    pthread_mutex_unlock(&lock);
+    free(s);
+}
+
+static void
+discard(int dir, segment *s)
+{
+    if (dir >= 0 && s->pool != 0) {
+        segment_unlink(dir, s);
+    }
+    segment_unmap(s);
+    forget(s);
+}
+
+static int
+own_directory(void)
+{
+    return directory < 0 ? -1 : fcntl(directory, F_DUPFD_CLOEXEC, 0);
+}
+
+/* Take idle segments off their lists until no more than `keep` bytes are idle and no more
+ * than limits.waiting wait: the one that has been idle longest first.  Returns them,
+ * chained by `older`, for discard_all() outside the lock. */
+static segment *
+evict(size_t keep)
+{
+    segment *evicted = NULL;
+    for (;;) {
+        bool crowded = counts.waiting_segments > limits.waiting;
+        if (!crowded && counts.free_bytes + counts.waiting_bytes <= keep) {
+            return evicted;
+        }
+        segment *victim = waiting.oldest;
+        for (size_t i = 0; i < CLASSES && !crowded; i++) {
+            segment *s = free_lists[i].oldest;
+            if (s != NULL && (victim == NULL || s->idle_since < victim->idle_since)) {
+                victim = s;
+            }
+        }
+        if (victim == NULL) {
+            return evicted;
+        }
+        if (victim == waiting.oldest) {
+            remove_waiting(victim);
+        }
+        else {
+            remove_free(victim);
+        }
+        victim->older = evicted;
+        evicted = victim;
+    }
+}
+
+static size_t
+discard_all(int dir, segment *chain)
+{
+    size_t bytes = 0;
+    while (chain != NULL) {
+        segment *next = chain->older;
+        bytes += chain->size;
+        discard(dir, chain);
+        chain = next;
+    }
+    return bytes;
+}
+
+size_t
+pool_trim(size_t keep)
+{
+    pthread_mutex_lock(&lock);
+    int dir = own_directory();
+    segment *evicted = evict(keep);
+    pthread_mutex_unlock(&lock);
+    size_t bytes = discard_all(dir, evicted);
+    if (dir >= 0) {
+        close(dir);
+    }
+    return bytes;
+}
+
+/* Put a segment without an array back: to the free ones, or to those that wait. */
+static void
+make_idle(segment *s, bool handed_out)
+{
+    int dir = -1;
+    segment *evicted = NULL;
+    s->state = SEGMENT_IDLE;
+    pthread_mutex_lock(&lock);
+    if (s->pool != opening || directory < 0) { /* the pool was closed meanwhile */
+        pthread_mutex_unlock(&lock);
+        discard(-1, s);
+        return;
+    }
+    if (handed_out) {
+        push_waiting(s);
+    }
+    else {
+        push_free(s);
+    }
+    evicted = evict(limits.keep);
+    if (evicted != NULL) {
+        dir = own_directory();
+    }
+    pthread_mutex_unlock(&lock);
+    discard_all(dir, evicted);
+    if (dir >= 0) {
+        close(dir);
+    }
+}
+
+/* An idle segment of this size that nobody else can see, or NULL; taken off its list. */
+static segment *
+take_idle(size_t size, bool only_warm)
+{
+    segment *s = free_lists[class_index(size)].newest;
+    if (s != NULL && (s->shared != NULL || !only_warm)) {
+        remove_free(s);
+        return s;
+    }
+    segment *next;
+    for (s = waiting.oldest; s != NULL; s = next) {
+        next = s->newer;
+        if (s->size == size && (s->shared != NULL || !only_warm)
+            && segment_try_reclaim(directory, s) == 0) {
+            remove_waiting(s);
+            return s;
+        }
+    }
+    return NULL;
+}
+
+/* Is there room for `size` more bytes?  Asking first keeps a hopeless reservation from
+ * filling what is left, and taking it from others, before it fails. */
+static int
+check_room(int dir, size_t size)
+{
+    struct statvfs room;
+    if (fstatvfs(dir, &room) != 0) {
+        return -errno;
+    }
+    return room.f_blocks == 0 || (size_t)room.f_bavail * room.f_frsize >= size ? 0 : -ENOSPC;
+}
+
+static void
+note_refusal(int error)
+{
+    pthread_mutex_lock(&lock);
+    counts.refused++;
+    counts.refused_because = -error;
+    pthread_mutex_unlock(&lock);
+}
+
+/* Get an idle segment's file, or make it; where there is no room, give up idle ones first. */
+static int
+make_room_and(int dir, segment *s, bool fresh, bool huge, const char *bytes, size_t length)
+{
+    int error = fresh ? check_room(dir, s->size) : 0;
+    for (int attempt = 0;; attempt++) {
+        if (error == 0) {
+            if (bytes != NULL) {
+                error = segment_fill(dir, s, fresh, bytes, length);
+            }
+            else {
+                error = fresh ? segment_create(dir, s, huge) : segment_warm(dir, s, huge);
+            }
+        }
+        if (error != -ENOSPC || attempt == 1 || pool_trim(0) == 0) {
+            return error;
+        }
+        error = 0;
+    }
+}
+
+/* ---- for the allocator ---- */
+
+size_t
+pool_threshold(void)
+{
+    return __atomic_load_n(&limits.threshold, __ATOMIC_RELAXED);
+}
+
+/* A segment for an array of `size` bytes, warm and mapped, or NULL if there is no room (or,
+ * with `only_warm`, none that is ready).  Its bytes are whatever they were. */
+segment *
+pool_take(size_t size, bool only_warm)
+{
+    if (size == 0 || size > PTRDIFF_MAX) {
+        return NULL;
+    }
+    size = class_size(size);
+    pthread_mutex_lock(&lock);
+    if (directory < 0) {
+        pthread_mutex_unlock(&lock);
+        return NULL;
+    }
+    segment *s = take_idle(size, only_warm);
+    bool fresh = s == NULL;
+    if (s == NULL && !only_warm) {
+        s = new_segment(size);
+    }
+    bool huge = limits.huge;
+    int dir = s != NULL && s->shared == NULL ? own_directory() : -1;
+    pthread_mutex_unlock(&lock);
+    if (s == NULL) {
+        return NULL;
+    }
+    if (s->shared == NULL) {
+        int error = dir < 0 ? -EMFILE : make_room_and(dir, s, fresh, huge, NULL, 0);
+        if (error != 0) {
+            discard(fresh ? -1 : dir, s);
+            note_refusal(error);
+            s = NULL;
+        }
+        if (dir >= 0) {
+            close(dir);
+        }
+        if (s == NULL) {
+            return NULL;
+        }
+    }
+    pthread_mutex_lock(&lock);
+    s->start = s->shared;
+    s->state = SEGMENT_OPEN;
+    bool known = span_insert(s) == 0;
+    if (known) {
+        counts.live_segments++;
+        counts.live_bytes += s->size;
+        *(fresh ? &counts.created : &counts.recycled) += 1;
+    }
+    pthread_mutex_unlock(&lock);
+    if (!known) {
+        s->start = NULL;
+        make_idle(s, false);
+        return NULL;
+    }
+    return s;
+}
+
+/* The array at `start` is gone.  False if there is no segment there. */
+bool
+pool_give_back(void *start)
+{
+    pthread_mutex_lock(&lock);
+    segment *s = span_find(start);
+    if (s == NULL || s->start != start) {
+        pthread_mutex_unlock(&lock);
+        return false;
+    }
+    span_remove(s);
+    bool inherited = s->state == SEGMENT_LEASED;
+    *(inherited ? &counts.leased_segments : &counts.live_segments) -= 1;
+    *(inherited ? &counts.leased_bytes : &counts.live_bytes) -= s->size;
+    pthread_mutex_unlock(&lock);
+    if (inherited) {
+        discard(-1, s);
+        return true;
+    }
+    bool handed_out = s->state == SEGMENT_SEALED;
+    if (handed_out) { /* and with this mapping goes our own shared lock */
+        munmap(s->start, s->size);
+    }
+    s->start = NULL;
+    make_idle(s, handed_out);
+    return true;
+}
+
+/* Bytes of the segment whose array starts at `start`; 0 if there is none. */
+size_t
+pool_capacity(const void *start)
+{
+    pthread_mutex_lock(&lock);
+    segment *s = span_find(start);
+    size_t size = s != NULL && s->start == start ? s->size : 0;
+    pthread_mutex_unlock(&lock);
+    return size;
+}
+
+/* ---- hand-over ---- */
+
+static segment *
+find_range(const char *start, size_t length)
+{
+    segment *s = span_find(start);
+    return s != NULL && length <= (size_t)(s->start + s->size - start) ? s : NULL;
+}
+
+/* The segment or lease that holds these bytes, copied to `found`. */
+bool
+pool_find(const char *start, size_t length, segment *found)
+{
+    pthread_mutex_lock(&lock);
+    segment *s = find_range(start, length);
+    if (s != NULL) {
+        *found = *s;
+    }
+    pthread_mutex_unlock(&lock);
+    return s != NULL;
+}
+
+/* Make `token` a name of the segment that holds these bytes, sealing it if need be.  The
+ * caller keeps the bytes alive meanwhile.  -ENOENT: they are in none, or its name is gone;
+ * -ESTALE: they were written to since they were handed out. */
+int
+pool_share(const char *start, size_t length, const char *token, segment *shared)
+{
+    int error = 0;
+    bool sealed_before = true;
+    pthread_mutex_lock(&lock);
+    segment *s = find_range(start, length);
+    if (s == NULL || directory < 0) {
+        error = -ENOENT;
+    }
+    else if (s->state == SEGMENT_OPEN) {
+        sealed_before = false;
+        error = segment_seal(directory, s);
+        counts.sealed += error == 0;
+    }
+    int dir = -1;
+    if (error == 0) {
+        *shared = *s;
+        dir = own_directory();
+    }
+    pthread_mutex_unlock(&lock);
+    if (error != 0) {
+        return error;
+    }
+    if (dir < 0) {
+        return -EMFILE;
+    }
+    if (sealed_before && range_was_written(start, length)) {
+        error = -ESTALE;
+    }
+    else {
+        error = segment_link(dir, shared, token);
+    }
+    close(dir);
+    return error;
+}
+
+/* Copy bytes from ordinary memory into a segment and make `token` a name of it. */
+int
+pool_copy_in(const char *bytes, size_t length, const char *token, segment *copied)
+{
+    if (length == 0) {
+        return -EINVAL;
+    }
+    size_t size = class_size(length);
+    pthread_mutex_lock(&lock);
+    if (directory < 0) {
+        pthread_mutex_unlock(&lock);
+        return -ENOENT;
+    }
+    segment *s = take_idle(size, false);
+    bool fresh = s == NULL;
+    if (fresh) {
+        s = new_segment(size);
+    }
+    bool huge = limits.huge;
+    int dir = own_directory();
+    pthread_mutex_unlock(&lock);
+    if (s == NULL) {
+        if (dir >= 0) {
+            close(dir);
+        }
+        return -ENOMEM;
+    }
+    int error = dir < 0 ? -EMFILE : 0;
+    if (error == 0 && s->shared != NULL) {
+        memcpy(s->shared, bytes, length);
+    }
+    else if (error == 0) {
+        error = make_room_and(dir, s, fresh, huge, bytes, length);
+    }
+    if (error != 0) {
+        discard(fresh ? -1 : dir, s);
+        note_refusal(error);
+    }
+    else {
+        error = segment_link(dir, s, token);
+        *copied = *s;
+        pthread_mutex_lock(&lock);
+        *(fresh ? &counts.created : &counts.recycled) += 1;
+        pthread_mutex_unlock(&lock);
+        make_idle(s, true);
+    }
+    if (dir >= 0) {
+        close(dir);
+    }
+    return error;
+}
+
+segment *
+pool_lease(const char *token, const char *name, off_t offset, size_t length, size_t *skipped,
+           int *error)
+{
+    segment *s = calloc(1, sizeof *s);
+    if (s == NULL) {
+        *error = -ENOMEM;
+        return NULL;
+    }
+    snprintf(s->name, sizeof s->name, "%s", name);
+    pthread_mutex_lock(&lock);
+    int dir = own_directory();
+    *error = dir >= 0 ? 0 : directory < 0 ? -ENOENT : -EMFILE;
+    bool mapped = counts.mappings < limits.mappings;
+    counts.mappings += mapped;
+    s->state = mapped ? SEGMENT_LEASED : SEGMENT_COPIED;
+    pthread_mutex_unlock(&lock);
+    if (dir >= 0) {
+        *error = segment_lease(dir, s, token, offset, length, mapped, skipped);
+        close(dir);
+    }
+    if (*error == 0 && mapped) {
+        pthread_mutex_lock(&lock);
+        *error = span_insert(s);
+        if (*error == 0) {
+            counts.leased_segments++;
+            counts.leased_bytes += s->size;
+        }
+        pthread_mutex_unlock(&lock);
+    }
+    if (*error == 0) {
+        return s;
+    }
+    if (mapped) {
+        discard(-1, s);
+    }
+    else {
+        free(s);
+    }
+    return NULL;
+}
+
+void
+pool_drop_lease(segment *s)
+{
+    if (s->state == SEGMENT_COPIED) {
+        free(s->start);
+        free(s);
+        return;
+    }
+    pthread_mutex_lock(&lock);
+    span_remove(s);
+    counts.leased_segments--;
+    counts.leased_bytes -= s->size;
+    pthread_mutex_unlock(&lock);
+    discard(-1, s);
+}
+
+/* ---- opening, closing, fork ---- */
+
+int
+pool_open(int dir, const char *name, const pool_limits *wanted)
+{
+    if (strlen(name) >= sizeof owner) {
+        return -ENAMETOOLONG;
+    }
+    pthread_mutex_lock(&lock);
+    int error = directory >= 0 ? -EBUSY : 0;
+    if (error == 0) {
+        directory = fcntl(dir, F_DUPFD_CLOEXEC, 0);
+        error = directory < 0 ? -errno : 0;
+    }
+    if (error == 0) {
+        snprintf(owner, sizeof owner, "%s", name);
+        limits = *wanted;
+        opening++;
+    }
+    pthread_mutex_unlock(&lock);
+    return error;
+}
+
+/* Live arrays stay as they are, their files without a name; idle segments are freed. */
+void
+pool_close(void)
+{
+    pthread_mutex_lock(&lock);
+    int dir = directory;
+    directory = -1;
+    limits.threshold = SIZE_MAX;
+    limits.waiting = 0;
+    segment *idle = evict(0);
+    for (size_t i = 0; i < span_count(); i++) {
+        segment *s = span_at(i);
+        if (s->pool == opening && s->state != SEGMENT_LEASED) {
+            segment_unlink(dir, s);
+            s->pool = 0;
+        }
+    }
+    pthread_mutex_unlock(&lock);
+    discard_all(dir, idle);
+    if (dir >= 0) {
+        close(dir);
+    }
+}
+
+bool
+pool_is_open(void)
+{
+    pthread_mutex_lock(&lock);
+    bool open = directory >= 0;
+    pthread_mutex_unlock(&lock);
+    return open;
+}
+
+void
+pool_set_limits(const pool_limits *wanted)
+{
+    pthread_mutex_lock(&lock);
+    if (directory >= 0) {
+        limits = *wanted;
+    }
+    pthread_mutex_unlock(&lock);
+    pool_trim(wanted->keep);
+}
+
+pool_counts
+pool_count(void)
+{
+    pthread_mutex_lock(&lock);
+    pool_counts now = counts;
+    pthread_mutex_unlock(&lock);
+    return now;
+}
+
+/* Invariant 7, "after a fork the child owns nothing and neither side's writes reach the
+ * other": every array is sealed before the fork, so parent and child both see private
+ * mappings, whose shared lock (one for both) keeps the parent from recycling the segment
+ * while the child has it. */
+static void
+before_fork(void)
+{
+    pthread_mutex_lock(&lock);
+    for (size_t i = 0; i < span_count(); i++) {
+        segment *s = span_at(i);
+        if (s->state == SEGMENT_OPEN && segment_seal(directory, s) != 0
+            && segment_isolate(s) != 0) {
+            /* No memory for either: the child does without, and a touch ends it, which is
+             * better than two processes writing to one array. */
+            madvise(s->start, s->size, MADV_DONTFORK);
+        }
+    }
+}
+
+static void
+after_fork_in_parent(void)
+{
+    pthread_mutex_unlock(&lock);
+}
+
+static void
+after_fork_in_child(void)
+{
+    pthread_mutex_init(&lock, NULL);
+    for (size_t i = 0; i < span_count(); i++) {
+        segment *s = span_at(i);
+        if (s->state == SEGMENT_OPEN || s->state == SEGMENT_SEALED) {
+            if (s->shared != NULL && s->shared != s->start) {
+                munmap(s->shared, s->size);
+            }
+            s->shared = NULL;
+            s->pool = 0;
+            s->state = SEGMENT_LEASED;
+            counts.live_segments--;
+            counts.live_bytes -= s->size;
+            counts.leased_segments++;
+            counts.leased_bytes += s->size;
+            counts.mappings -= XSHM_MAPPINGS_PER_SEGMENT - 1;
+        }
+    }
+    int dir = directory;
+    directory = -1;
+    limits.threshold = SIZE_MAX;
+    limits.waiting = 0;
+    discard_all(-1, evict(0));
+    if (dir >= 0) {
+        close(dir);
+    }
+    pagemap_after_fork();
+}
+
+int
+pool_install_fork_handlers(void)
+{
+    limits.threshold = SIZE_MAX;
+    return -pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+}

@@ -1,0 +1,11 @@
+/* Python's limited API, so that one wheel serves every Python from 3.11 on. */
+#ifndef XSHM_PYTHON_H
+#define XSHM_PYTHON_H
+
+#define PY_SSIZE_T_CLEAN
+#ifndef Py_LIMITED_API
+#define Py_LIMITED_API 0x030b0000
+#endif
+#include <Python.h>
+
+#endif

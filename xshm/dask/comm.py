@@ -1,0 +1,202 @@
+"""The comm ``shm://``: large frames travel as handles, all else over dask's own TCP comm.
+
+Every message is serialized by distributed as usual. What goes over the wire is an envelope,
+which distributed knows how to send as it is: a ``Serialized`` whose header lists the handles,
+each with the place of its frame in the message, and whose frames are the remaining ones::
+
+    Serialized({"handles": [(place, token, segment, offset, nbytes), ...]}, [frame, ...])
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import weakref
+from typing import Any, ClassVar
+
+from distributed.comm.core import Comm, CommClosedError
+from distributed.comm.tcp import TCP
+from distributed.comm.utils import OFFLOAD_THRESHOLD, from_frames, to_frames
+from distributed.protocol import Serialized
+from distributed.utils import nbytes, offload
+
+from xshm import config, process
+from xshm.dask.domain import same_domain, who_am_i
+from xshm.errors import HandleError
+from xshm.handle import Handle
+from xshm.handover import Outbox, counters, receive
+
+Frame = bytes | bytearray | memoryview
+
+
+class Shm(Comm):
+    """A connection between two processes, which may or may not share a directory.
+
+    Parameters
+    ----------
+    stream : tornado.iostream.IOStream
+    local_addr, peer_addr : str
+    deserialize : bool, optional
+        Whether to deserialize what is read. The scheduler does not: it relays frames, which
+        may be leases, and these travel on as handles.
+    """
+
+    wire_class: ClassVar[type[TCP]] = TCP
+
+    def __init__(
+        self, stream: Any, local_addr: str, peer_addr: str, deserialize: bool = True
+    ) -> None:
+        self._local_addr = local_addr
+        self._peer_addr = peer_addr
+        self._wire = self.wire_class(stream, local_addr, peer_addr, deserialize=False)
+        super().__init__(deserialize=deserialize)
+        self._threshold = config.get_bytes("threshold")
+        self._outbox = Outbox()
+        # A connection that is dropped without being closed counts as aborted.
+        weakref.finalize(self, self._outbox.withdraw).atexit = False
+        process.hold(self)
+
+    # ---- handshake ----
+
+    def handshake_info(self) -> dict[str, Any]:
+        return {**super().handshake_info(), "xshm": who_am_i()}
+
+    @staticmethod
+    def handshake_configuration(local: dict[str, Any], remote: dict[str, Any]) -> dict[str, Any]:
+        options: dict[str, Any] = Comm.handshake_configuration(local, remote)
+        if same_domain(local, remote):
+            # Compressed bytes would have to be copied; two containers may share a directory
+            # but not an address, so that distributed takes them for two hosts.
+            options["compression"] = None
+        return options
+
+    # ---- writing ----
+
+    async def write(
+        self, msg: Any, serializers: list[str] | None = None, on_error: str = "message"
+    ) -> int:
+        by_handle = same_domain(self.local_info, self.remote_info)
+        frames = await to_frames(
+            msg,
+            allow_offload=self.allow_offload,
+            serializers=serializers,
+            on_error=on_error,
+            context={
+                "sender": self.local_info,
+                "recipient": self.remote_info,
+                **self.handshake_options,
+            },
+            # A frame cut to pieces would need a lease for each, and a copy to join them.
+            frame_split_size=sys.maxsize if by_handle else self._wire.max_shard_size,
+        )
+        handles = await self._hand_over(frames) if by_handle else {}
+        inline = [frame for place, frame in enumerate(frames) if place not in handles]
+        counters["bytes_sent_inline"] += sum(n for n in map(nbytes, inline) if n >= self._threshold)
+        header = {"handles": [(place, *handle) for place, handle in handles.items()]}
+        try:
+            sent: int = await self._wire.write(Serialized(header, inline))
+        except BaseException:  # whatever it was, nobody will take these
+            self.abort()
+            raise
+        return sent + sum(handle.nbytes for handle in handles.values())
+
+    async def _hand_over(self, frames: list[Frame]) -> dict[int, Handle]:
+        """Handles for the large frames, by their place in the message."""
+        handles: dict[int, Handle | None] = {}
+        foreign = []
+        for place, frame in enumerate(frames):
+            if nbytes(frame) >= self._threshold:
+                handles[place] = self._outbox.share(frame)
+                if handles[place] is None:
+                    foreign.append(place)
+
+        def copy() -> None:
+            handles.update({place: self._outbox.copy(frames[place]) for place in foreign})
+
+        if self.allow_offload and sum(nbytes(frames[p]) for p in foreign) > OFFLOAD_THRESHOLD:
+            await offload(copy)
+        else:
+            copy()
+        return {place: handle for place, handle in handles.items() if handle is not None}
+
+    # ---- reading ----
+
+    async def read(self, deserializers: Any = None) -> Any:
+        envelope = await self._wire.read()
+        try:
+            frames = _open_envelope(envelope)
+            return await from_frames(
+                frames,
+                deserialize=self.deserialize,
+                deserializers=deserializers,
+                allow_offload=self.allow_offload,
+            )
+        except EOFError as error:  # as in distributed's TCP comm: frames cut short
+            self.abort()
+            raise CommClosedError("aborted stream on truncated data") from error
+        except HandleError:
+            self.abort()
+            raise
+
+    # ---- closing ----
+
+    async def close(self) -> None:
+        peer_is_gone = self.closed()
+        await self._wire.close()
+        if peer_is_gone:
+            self._outbox.withdraw()
+        else:
+            self._outbox.linger()
+        process.release(self)
+
+    def abort(self) -> None:
+        self._wire.abort()
+        self._outbox.withdraw()
+        process.release(self)
+
+    def closed(self) -> bool:
+        return self._wire.closed()
+
+    @property
+    def local_address(self) -> str:
+        return self._local_addr
+
+    @property
+    def peer_address(self) -> str:
+        return self._peer_addr
+
+    @property
+    def extra_info(self) -> dict[str, Any]:
+        info: dict[str, Any] = self._wire.extra_info
+        return info
+
+
+def _open_envelope(envelope: Any) -> list[Frame]:
+    """All frames of a message, the large ones as leases.
+
+    Raises
+    ------
+    HandleError
+        The envelope is malformed, or one of its handles cannot be taken. Everything in it is
+        checked before anything is opened.
+    """
+    match envelope:
+        case Serialized(header={"handles": list() | tuple() as listed}, frames=inline):
+            pass
+        case _:
+            raise _malformed(f"an envelope of shm://, found {type(envelope).__name__}")
+    handles: dict[int, Handle] = {}
+    count = len(listed) + len(inline)
+    for entry in listed:
+        match entry:
+            case [int(place), *fields] if 0 <= place < count and place not in handles:
+                handles[place] = Handle.parse(fields)
+            case _:
+                raise _malformed(f"a frame's place below {count}, found {str(entry)[:200]}")
+    leases = {place: receive(handle) for place, handle in handles.items()}
+    rest = iter(inline)
+    return [leases[place] if place in leases else next(rest) for place in range(count)]
+
+
+def _malformed(what: str) -> HandleError:
+    return HandleError(errno.EBADMSG, f"expected {what}; the connection is given up")

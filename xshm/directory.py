@@ -1,0 +1,142 @@
+"""The directory that holds the segments of one user, and its domain.
+
+Layout, below ``xshm.directory``::
+
+    xshm-<uid>/           0700
+        domain            a link to a random id: who reads the same one, shares the directory
+        processes/<id>    one for each process, locked by it for as long as it lives
+        segments/         <id>.<number>.segment and <id>.<number>.token
+
+``<id>`` is the process id that xshm gives (16 hexadecimal digits, random), not the pid:
+containers may share the directory without sharing pids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import stat
+from pathlib import Path
+
+from xshm import config
+from xshm.errors import DirectoryError
+
+PROCESS_ID = re.compile(r"[0-9a-f]{16}")
+SEGMENT_NAME = re.compile(rf"{PROCESS_ID.pattern}\.[0-9a-f]{{1,16}}\.segment")
+TOKEN_NAME = re.compile(rf"{PROCESS_ID.pattern}\.[0-9a-f]{{1,16}}\.token")
+
+_DOMAIN_ID = re.compile(r"[0-9a-f]{32}")
+
+
+class Directory:
+    """One user's folder of segments, made if need be.
+
+    Parameters
+    ----------
+    parent : str or Path
+        Where the folder is, or is to be made: a directory on a tmpfs.
+
+    Attributes
+    ----------
+    path : Path
+        The folder, ``parent / "xshm-<uid>"``.
+    domain : str
+        The random id that its link ``domain`` holds, 32 hexadecimal digits.
+
+    Raises
+    ------
+    DirectoryError
+        The folder is a link, belongs to somebody else, lets others in, or cannot be made.
+
+    Notes
+    -----
+    Invariant 9, "only this user": the folder is ``0700`` and ours. One that is not is
+    refused rather than mended: somebody may have opened what is in it already.
+    """
+
+    def __init__(self, parent: str | os.PathLike[str]) -> None:
+        self.path = Path(parent) / f"xshm-{os.geteuid()}"
+        self.segments = self.path / "segments"
+        self.processes = self.path / "processes"
+        try:
+            for folder in (self.path, self.segments, self.processes):
+                with contextlib.suppress(FileExistsError):
+                    folder.mkdir(mode=0o700)
+                _check_is_ours(folder)
+            self.domain = _read_or_make_domain(self.path)
+        except DirectoryError:
+            raise
+        except OSError as error:
+            raise DirectoryError(
+                error.errno,
+                f"cannot use {self.path} for shared memory ({error.strerror}); expected a "
+                "directory on a tmpfs that this user may write to: set xshm.directory",
+                str(self.path),
+            ) from error
+
+    def gives_huge_pages(self) -> bool:
+        """Whether the tmpfs is mounted so that it gives huge pages to who asks for them."""
+        device = os.stat(self.segments).st_dev
+        wanted = f"{os.major(device)}:{os.minor(device)}"
+        try:
+            mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        except OSError:  # no /proc: small pages are always right
+            return False
+        for mount in mounts:
+            # proc(5): id, parent, major:minor, root, mount point, options, ..., super options
+            fields = mount.split()
+            if fields[2] == wanted:
+                options = fields[-1].split(",")
+                return "huge=advise" in options or "huge=always" in options
+        return False
+
+    def room(self) -> tuple[int, int]:
+        """Bytes free for this user, and bytes in all, of the file system."""
+        status = os.statvfs(self.segments)
+        return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+
+    def __repr__(self) -> str:
+        return f"<Directory {str(self.path)!r} domain={self.domain}>"
+
+
+def configured() -> Directory:
+    """The directory that the configuration names."""
+    return Directory(config.get("directory"))
+
+
+def _check_is_ours(folder: Path) -> None:
+    status = folder.lstat()
+    found = None
+    if not stat.S_ISDIR(status.st_mode):
+        found = "a link" if stat.S_ISLNK(status.st_mode) else "not a directory"
+    elif status.st_uid != os.geteuid():
+        found = f"owned by user {status.st_uid}"
+    elif stat.S_IMODE(status.st_mode) & 0o077:
+        found = f"open to others (mode {stat.S_IMODE(status.st_mode):o})"
+    if found is not None:
+        raise DirectoryError(
+            errno.EPERM,
+            f"{folder} is {found}; expected a directory of user {os.geteuid()} with mode 700: "
+            "remove it, or set xshm.directory to another place",
+            str(folder),
+        )
+
+
+def _read_or_make_domain(folder: Path) -> str:
+    # A link whose target is the id: made whole or not at all, and it takes no page, so that
+    # it can be made in a tmpfs that is full.
+    link = folder / "domain"
+    with contextlib.suppress(FileExistsError):
+        link.symlink_to(secrets.token_hex(16))
+    domain = os.readlink(link)
+    if not _DOMAIN_ID.fullmatch(domain):
+        raise DirectoryError(
+            errno.EINVAL,
+            f"{link} points to {domain[:40]!r}; expected 32 hexadecimal digits: remove it when "
+            "no program uses xshm",
+            str(link),
+        )
+    return domain

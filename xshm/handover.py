@@ -1,0 +1,184 @@
+"""Hand-over of bytes to another process: send a buffer as a handle, receive it as a lease.
+
+Notes
+-----
+Who keeps what alive:
+
+- the sender's array only until :meth:`Outbox.send` returns: from then on the token, a hard
+  link, keeps the file, and with it the bytes;
+- from :func:`receive` on, the receiver's mapping, locked: the token is used up;
+- a token that nobody takes, its outbox: withdrawn at once if the connection was aborted,
+  after ``xshm.grace`` if it was closed in order, and when the process ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+import time
+from collections import Counter, deque
+from typing import TYPE_CHECKING
+
+from xshm import _core, config, process
+from xshm.errors import HandleError, LostHandleError
+from xshm.handle import Handle
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+logger = logging.getLogger(__name__)
+
+#: What this process exchanged since it started; see :func:`xshm.stats` for the keys.
+counters: Counter[str] = Counter()
+
+_PROBE_AT = 256  # tokens of one outbox before it is asked which have been taken
+
+
+class Outbox:
+    """The tokens of one connection that may not have been taken yet."""
+
+    def __init__(self) -> None:
+        self._tokens: set[str] = set()
+        self._probe_at = _PROBE_AT
+
+    def share(self, buffer: Buffer) -> Handle | None:
+        """Send bytes that lie in a segment, or in a clean lease, without a copy.
+
+        Returns
+        -------
+        Handle or None
+            None if they lie in neither, or were written to since they were handed out.
+        """
+        me = process.current()
+        token = me.new_token()
+        place = _core.share(buffer, token)
+        return None if place is None else self._sent(token, place, memoryview(buffer).nbytes)
+
+    def copy(self, buffer: Buffer) -> Handle | None:
+        """Send bytes by copying them into a segment.
+
+        Returns
+        -------
+        Handle or None
+            None if there is no room: send them as ordinary bytes.
+        """
+        me = process.current()
+        token = me.new_token()
+        try:
+            place = _core.copy_in(buffer, token)
+        except OSError as error:  # no room, no mapping or no descriptor left
+            _say_refused(me, error)
+            return None
+        nbytes = memoryview(buffer).nbytes
+        counters["bytes_copied_in"] += nbytes
+        return self._sent(token, place, nbytes)
+
+    def _sent(self, token: str, place: tuple[str, int], nbytes: int) -> Handle:
+        self._tokens.add(token)
+        if len(self._tokens) >= self._probe_at:
+            self._tokens = set(filter(process.current().exists, self._tokens))
+            self._probe_at = max(_PROBE_AT, 2 * len(self._tokens))
+        counters["handles_sent"] += 1
+        counters["bytes_sent_by_handle"] += nbytes
+        _lingering.sweep()
+        return Handle(token, *place, nbytes)
+
+    def withdraw(self) -> None:
+        """The connection was aborted: nobody is to take what was sent over it."""
+        tokens, self._tokens = self._tokens, set()
+        _withdraw(tokens)
+
+    def linger(self) -> None:
+        """The connection was closed in order: its other end may still be reading."""
+        tokens, self._tokens = self._tokens, set()
+        _lingering.add(tokens)
+
+
+class _Lingering:
+    """Tokens whose connection was closed in order, until the grace period is over."""
+
+    def __init__(self) -> None:
+        self._batches: deque[tuple[float, set[str]]] = deque()
+        self._lock = threading.Lock()
+
+    def add(self, tokens: set[str]) -> None:
+        if tokens:
+            with self._lock:
+                self._batches.append((time.monotonic() + config.get_seconds("grace"), tokens))
+        self.sweep()
+
+    def sweep(self) -> None:
+        while self._batches:
+            with self._lock:
+                if not self._batches or self._batches[0][0] > time.monotonic():
+                    return
+                _, tokens = self._batches.popleft()
+            _withdraw(tokens)
+
+
+_lingering = _Lingering()
+
+
+def _withdraw(tokens: set[str]) -> None:
+    if tokens:
+        me = process.current()
+        for token in tokens:
+            me.withdraw(token)
+
+
+def receive(handle: Handle) -> memoryview:
+    """Take a hand-over: the bytes, writable, and nobody else sees what is written.
+
+    Raises
+    ------
+    LostHandleError
+        The token is gone: taken by somebody else, withdrawn, or its sender has died.
+    HandleError
+        It points outside the segment, or at something that is not one.
+    """
+    process.current()
+    try:
+        lease = _core.lease(*handle)
+    except FileNotFoundError as error:
+        raise LostHandleError(
+            errno.ENOENT,
+            f"the segment of {handle} is gone: it was withdrawn when its sender closed the "
+            "connection or ended, or somebody else has taken it",
+        ) from error
+    except OSError as error:  # out of range, a link, no descriptor or memory left
+        raise HandleError(
+            error.errno, f"cannot take {handle}: {error.strerror or error}"
+        ) from error
+    counters["handles_received"] += 1
+    counters["bytes_received_by_handle"] += handle.nbytes
+    return memoryview(lease)  # type: ignore[arg-type]  # mypy: Lease has __buffer__ from 3.12 on
+
+
+_refusal_said = False
+
+
+def _say_refused(me: process.Process, error: OSError) -> None:
+    global _refusal_said
+    counters["refused"] += 1
+    if _refusal_said:
+        return
+    _refusal_said = True
+    free, total = me.directory.room()
+    if error.errno == errno.ENOSPC:
+        logger.warning(
+            "no room for arrays in %s (%.0f MiB in all, %.0f MiB free): they go as ordinary "
+            "bytes where it is full, which is slower. Make it larger (mount -o remount,size=8g; "
+            "docker run --shm-size=8g; an emptyDir with medium: Memory), or set xshm.directory "
+            "to a larger tmpfs.",
+            me.directory.path.parent,
+            total / 2**20,
+            free / 2**20,
+        )
+    else:
+        logger.warning(
+            "no more segments in this process (%s): further arrays go as ordinary bytes, "
+            "which is slower. Larger chunks, or more mappings (sysctl vm.max_map_count) and "
+            "open files (ulimit -n), help.",
+            error.strerror,
+        )

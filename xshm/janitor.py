@@ -1,0 +1,82 @@
+"""Removal of what dead processes left.
+
+Invariant 6, "a dead process holds nothing": each process holds a lock on its own file in
+``processes/`` for life. The kernel drops the lock however the process ends, so whoever gets
+it may remove what carries that process's id. Leases are not touched by this: the bytes of
+an unlinked segment live until the last mapping is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+
+from xshm.directory import PROCESS_ID, Directory
+
+logger = logging.getLogger(__name__)
+
+
+def clean(directory: Directory) -> list[str]:
+    """Remove what the dead left.
+
+    Parameters
+    ----------
+    directory : Directory
+
+    Returns
+    -------
+    list of str
+        The ids of the processes that were found dead.
+
+    Notes
+    -----
+    Segments are listed before processes: a file seen in the first list had its process's
+    file then, so that one missing from the second has ended since, in order or not.
+    """
+    owned: dict[str, list[str]] = {}
+    for name in os.listdir(directory.segments):
+        owned.setdefault(name.partition(".")[0], []).append(name)
+    dead = []
+    for process in {*owned, *os.listdir(directory.processes)}:
+        with _lock_if_dead(directory, process) as is_dead:
+            if is_dead:
+                _remove(directory, process, owned.get(process, []))
+                dead.append(process)
+    if dead:
+        logger.debug("removed what %d dead processes left in %s", len(dead), directory.path)
+    return dead
+
+
+def remove_all_of(directory: Directory, process: str) -> None:
+    """Remove every file of a process that is about to end, its own file last."""
+    names = [n for n in os.listdir(directory.segments) if n.partition(".")[0] == process]
+    _remove(directory, process, names)
+
+
+@contextlib.contextmanager
+def _lock_if_dead(directory: Directory, process: str):  # type: ignore[no-untyped-def]
+    """Whether a process is dead; while the block runs, nobody else will find that."""
+    if not PROCESS_ID.fullmatch(process):
+        yield False  # not a name of ours: leave it to whoever made it
+        return
+    try:
+        descriptor = os.open(directory.processes / process, os.O_RDWR | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        yield True  # only its segments are left
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(descriptor)
+
+
+def _remove(directory: Directory, process: str, names: list[str]) -> None:
+    for file in [*(directory.segments / name for name in names), directory.processes / process]:
+        with contextlib.suppress(FileNotFoundError):  # another janitor was faster
+            file.unlink()

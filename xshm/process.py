@@ -1,0 +1,193 @@
+"""This process's place in the directory: an id, a locked file, a pool of segments."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import itertools
+import multiprocessing.util
+import os
+import secrets
+import threading
+import weakref
+
+from xshm import _core, config, janitor
+from xshm.directory import Directory, configured
+
+_MAX_MAP_COUNT = "/proc/sys/vm/max_map_count"
+_DEFAULT_MAX_MAP_COUNT = 65530  # the kernel's own default (vm.rst in its documentation)
+
+
+class Process:
+    """A living process of the directory; use :func:`current` to get this one.
+
+    Attributes
+    ----------
+    directory : Directory
+    id : str
+        Random, 16 hexadecimal digits: the start of every file name of this process.
+
+    Notes
+    -----
+    The process file is locked with ``flock`` by an open descriptor that nobody else has: a
+    child closes the copy it inherits by fork, and ``exec`` closes it too.
+    """
+
+    def __init__(self, directory: Directory) -> None:
+        self.directory = directory
+        self.id, self._lock_descriptor = _make_process_file(directory)
+        self._tokens = itertools.count(1)
+        self.segments_descriptor = os.open(
+            directory.segments, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        )
+        _core.open_pool(self.segments_descriptor, self.id, *_limits(directory))
+        janitor.clean(directory)
+
+    def new_token(self) -> str:
+        """A token's name, never given before."""
+        return f"{self.id}.{next(self._tokens):x}.token"
+
+    def withdraw(self, token: str) -> None:
+        """Remove a token if it is still there, and is this process's and not its parent's."""
+        if token.startswith(self.id):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(token, dir_fd=self.segments_descriptor)
+
+    def exists(self, token: str) -> bool:
+        """Whether a token was neither taken nor withdrawn."""
+        try:
+            os.stat(token, dir_fd=self.segments_descriptor, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Remove all that is this process's, and what the dead left.
+
+        Its arrays stay usable; the leases of others too.
+        """
+        _core.close_pool()
+        with contextlib.suppress(FileNotFoundError):  # somebody removed the whole directory
+            janitor.remove_all_of(self.directory, self.id)
+            janitor.clean(self.directory)
+        self.forget()
+
+    def forget(self) -> None:
+        """Close the descriptors, and leave the files: in a child they are its parent's."""
+        os.close(self._lock_descriptor)
+        os.close(self.segments_descriptor)
+
+    def __repr__(self) -> str:
+        return f"<Process {self.id} in {str(self.directory.path)!r}>"
+
+
+_current: Process | None = None
+_at_exit: multiprocessing.util.Finalize | None = None
+_lock = threading.RLock()
+_holders: weakref.WeakSet[object] = weakref.WeakSet()
+_kept_open = False
+
+
+def current() -> Process:
+    """This process, entered in the directory on first use.
+
+    Raises
+    ------
+    DirectoryError
+        The directory cannot be used.
+    """
+    global _current, _at_exit
+    with _lock:
+        if _current is None:
+            _current = Process(configured())
+            # Children of multiprocessing end without atexit, but run its finalizers.
+            _at_exit = multiprocessing.util.Finalize(None, close, exitpriority=0)
+        return _current
+
+
+def keep_open() -> None:
+    """Enter this process in the directory, until it ends."""
+    global _kept_open
+    current()
+    _kept_open = True
+
+
+def hold(holder: object) -> Process:
+    """Enter this process in the directory for as long as `holder` needs it."""
+    with _lock:
+        process = current()
+        _holders.add(holder)
+        return process
+
+
+def release(holder: object) -> None:
+    """`holder` is done. The last one to say so closes the process's place."""
+    with _lock:
+        _holders.discard(holder)
+        if not _holders and not _kept_open:
+            close()
+
+
+def close() -> None:
+    """Leave the directory, with nothing left in it; the next use enters it anew."""
+    global _current, _kept_open
+    with _lock:
+        process, _current, _kept_open = _current, None, False
+        if process is not None:
+            if _at_exit is not None:
+                _at_exit.cancel()
+            process.close()
+
+
+atexit.register(close)
+
+
+def _start_anew_in_child() -> None:
+    global _current, _kept_open, _lock
+    _lock = threading.RLock()
+    _holders.clear()
+    process, _current, _kept_open = _current, None, False
+    if process is not None:
+        process.forget()
+
+
+os.register_at_fork(after_in_child=_start_anew_in_child)
+
+
+def set_limits() -> None:
+    """Make the pool follow the configuration as it stands now."""
+    with _lock:
+        if _current is not None:
+            _core.set_limits(*_limits(_current.directory))
+
+
+def _limits(directory: Directory) -> tuple[int, int, int, int, bool]:
+    try:
+        with open(_MAX_MAP_COUNT) as file:
+            max_map_count = int(file.read())
+    except OSError:  # no /proc, as in some containers
+        max_map_count = _DEFAULT_MAX_MAP_COUNT
+    return (
+        max(config.get_bytes("threshold"), 1),
+        config.get_bytes("keep"),
+        config.get("waiting"),
+        max_map_count // 2,  # the other half is for the rest of the program
+        directory.gives_huge_pages(),
+    )
+
+
+def _make_process_file(directory: Directory) -> tuple[str, int]:
+    while True:
+        name = secrets.token_hex(8)
+        path = directory.processes / name
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # A janitor looked between our two calls, and takes the file for a dead one's.
+            os.close(descriptor)
+            continue
+        if os.fstat(descriptor).st_nlink == 1:
+            return name, descriptor
+        os.close(descriptor)  # it did so, and was faster

@@ -1,0 +1,48 @@
+"""Where the bytes of an array lie."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.lib.array_utils import byte_bounds
+
+from xshm import _core
+
+
+class _Span:
+    """What NumPy needs to make an array of the bytes that another one spans."""
+
+    def __init__(self, x: np.ndarray[Any, Any]) -> None:
+        low, high = byte_bounds(x)
+        self.owner = x  # keeps the bytes alive
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": "|u1",
+            "shape": (high - low,),
+            "data": (low, not x.flags.writeable),
+        }
+
+
+def bytes_spanned(x: np.ndarray[Any, Any]) -> memoryview:
+    """All bytes from the lowest to the highest that an array's elements occupy, no copy."""
+    return memoryview(np.asarray(_Span(x)))
+
+
+def is_shared(x: np.ndarray[Any, Any]) -> bool:
+    """Whether an array's bytes lie in a segment of this process, or in one leased by it.
+
+    Such an array can be handed to another process without a copy.
+
+    Parameters
+    ----------
+    x : ndarray
+        Of any dtype, shape and strides.
+
+    Examples
+    --------
+    >>> import numpy as np, xshm
+    >>> xshm.is_shared(np.ones(1_000_000))
+    False
+    """
+    return x.size > 0 and _core.locate(bytes_spanned(x)) is not None
