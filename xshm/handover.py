@@ -81,7 +81,7 @@ class Outbox:
             self._probe_at = max(_PROBE_AT, 2 * len(self._tokens))
         counters["handles_sent"] += 1
         counters["bytes_sent_by_handle"] += nbytes
-        _lingering.sweep()
+        sweep()
         return Handle(token, *place, nbytes)
 
     def withdraw(self) -> None:
@@ -89,35 +89,46 @@ class Outbox:
         tokens, self._tokens = self._tokens, set()
         _withdraw(tokens)
 
-    def linger(self) -> None:
-        """The connection was closed in order: its other end may still be reading."""
+    def linger(self) -> bool:
+        """The connection was closed in order: its other end may still be reading.
+
+        Returns
+        -------
+        bool
+            Whether there is anything left to take; then call :func:`sweep` after
+            ``xshm.grace``.
+        """
         tokens, self._tokens = self._tokens, set()
-        _lingering.add(tokens)
+        left = set(filter(process.current().exists, tokens)) if tokens else set()
+        if left:
+            batch = _Batch(time.monotonic() + config.get_seconds("grace"), left)
+            process.hold(batch)
+            _lingering.append(batch)
+        return bool(left)
 
 
-class _Lingering:
-    """Tokens whose connection was closed in order, until the grace period is over."""
+class _Batch:
+    """Tokens of a connection that was closed in order, and when its grace period is over."""
 
-    def __init__(self) -> None:
-        self._batches: deque[tuple[float, set[str]]] = deque()
-        self._lock = threading.Lock()
-
-    def add(self, tokens: set[str]) -> None:
-        if tokens:
-            with self._lock:
-                self._batches.append((time.monotonic() + config.get_seconds("grace"), tokens))
-        self.sweep()
-
-    def sweep(self) -> None:
-        while self._batches:
-            with self._lock:
-                if not self._batches or self._batches[0][0] > time.monotonic():
-                    return
-                _, tokens = self._batches.popleft()
-            _withdraw(tokens)
+    def __init__(self, until: float, tokens: set[str]) -> None:
+        self.until = until
+        self.tokens = tokens
 
 
-_lingering = _Lingering()
+_lingering: deque[_Batch] = deque()
+_sweeping = threading.Lock()
+
+
+def sweep() -> None:
+    """Withdraw what nobody took within the grace period."""
+    if _lingering and _sweeping.acquire(blocking=False):
+        try:
+            while _lingering and _lingering[0].until <= time.monotonic():
+                batch = _lingering.popleft()
+                _withdraw(batch.tokens)
+                process.release(batch)
+        finally:
+            _sweeping.release()
 
 
 def _withdraw(tokens: set[str]) -> None:

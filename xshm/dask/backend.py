@@ -25,10 +25,12 @@ class ShmConnector(TCPConnector):
         self, address: str, deserialize: bool = True, **connection_args: Any
     ) -> Shm:
         try:
-            process.current()
+            process.hold(self)
+            comm: Shm = await super().connect(address, deserialize, **connection_args)
         except DirectoryError as error:  # trying again, as distributed does, will not help
             raise FatalCommClosedError(str(error)) from error
-        comm: Shm = await super().connect(address, deserialize, **connection_args)
+        finally:
+            process.release(self)
         return comm
 
 

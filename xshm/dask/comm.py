@@ -9,7 +9,9 @@ each with the place of its frame in the message, and whose frames are the remain
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import functools
 import sys
 import weakref
 from typing import Any, ClassVar
@@ -24,7 +26,7 @@ from xshm import config, process
 from xshm.dask.domain import same_domain, who_am_i
 from xshm.errors import HandleError
 from xshm.handle import Handle
-from xshm.handover import Outbox, counters, receive
+from xshm.handover import Outbox, counters, receive, sweep
 
 Frame = bytes | bytearray | memoryview
 
@@ -52,6 +54,9 @@ class Shm(Comm):
         super().__init__(deserialize=deserialize)
         self._threshold = config.get_bytes("threshold")
         self._outbox = Outbox()
+        self._stream_closed = False
+        # In place of the wire's own callback, which notes the same in the wire.
+        stream.set_close_callback(functools.partial(_note_closed, weakref.ref(self)))
         # A connection that is dropped without being closed counts as aborted.
         weakref.finalize(self, self._outbox.withdraw).atexit = False
         process.hold(self)
@@ -141,21 +146,21 @@ class Shm(Comm):
     # ---- closing ----
 
     async def close(self) -> None:
-        peer_is_gone = self.closed()
+        if not self.closed() and self._outbox.linger():
+            asyncio.get_running_loop().call_later(config.get_seconds("grace") + 1, sweep)
         await self._wire.close()
-        if peer_is_gone:
-            self._outbox.withdraw()
-        else:
-            self._outbox.linger()
-        process.release(self)
+        self._let_go()
 
     def abort(self) -> None:
         self._wire.abort()
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._outbox.withdraw()
         process.release(self)
 
     def closed(self) -> bool:
-        return self._wire.closed()
+        return self._stream_closed or self._wire.closed()
 
     @property
     def local_address(self) -> str:
@@ -169,6 +174,14 @@ class Shm(Comm):
     def extra_info(self) -> dict[str, Any]:
         info: dict[str, Any] = self._wire.extra_info
         return info
+
+
+def _note_closed(reference: weakref.ref[Shm]) -> None:
+    """The stream was closed, by either end: nobody will take what was not taken."""
+    comm = reference()
+    if comm is not None:
+        comm._stream_closed = True
+        comm._let_go()
 
 
 def _open_envelope(envelope: Any) -> list[Frame]:
