@@ -1,7 +1,8 @@
 """The C core; its sources are in ``_core/``."""
 
-from typing_extensions import Buffer
 from typing import Any, Literal, final
+
+from typing_extensions import Buffer
 
 HANDLER: object
 DEFAULT_HANDLER: object
@@ -20,9 +21,7 @@ def open_pool(
     huge: bool,
     /,
 ) -> None: ...
-def set_limits(
-    threshold: int, keep: int, waiting: int, mappings: int, huge: bool, /
-) -> None: ...
+def set_limits(threshold: int, keep: int, waiting: int, mappings: int, huge: bool, /) -> None: ...
 def close_pool() -> None: ...
 def is_open() -> bool: ...
 def trim(keep: int = 0, /) -> int: ...

@@ -163,7 +163,7 @@ def receive(handle: Handle) -> memoryview:
         ) from error
     counters["handles_received"] += 1
     counters["bytes_received_by_handle"] += handle.nbytes
-    return memoryview(lease)  # type: ignore[arg-type]  # mypy: Lease has __buffer__ from 3.12 on
+    return memoryview(lease)
 
 
 _refusal_said = False

@@ -170,11 +170,18 @@ def _limits(directory: Directory) -> tuple[int, int, int, int, bool]:
         max_map_count = _DEFAULT_MAX_MAP_COUNT
     return (
         max(config.get_bytes("threshold"), 1),
-        config.get_bytes("keep"),
+        _keep(),
         config.get("waiting"),
         max_map_count // 2,  # the other half is for the rest of the program
         directory.gives_huge_pages(),
     )
+
+
+def _keep() -> int:
+    if config.get("keep") is not None:
+        return config.get_bytes("keep")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return memory // (4 * (os.cpu_count() or 1))
 
 
 def _make_process_file(directory: Directory) -> tuple[str, int]:

@@ -26,7 +26,7 @@ class _Span:
 
 def bytes_spanned(x: np.ndarray[Any, Any]) -> memoryview:
     """All bytes from the lowest to the highest that an array's elements occupy, no copy."""
-    return memoryview(np.asarray(_Span(x)))
+    return np.asarray(_Span(x)).data
 
 
 def is_shared(x: np.ndarray[Any, Any]) -> bool:

@@ -21,9 +21,7 @@ class ShmConnector(TCPConnector):
     prefix = "shm://"
     comm_class = Shm
 
-    async def connect(
-        self, address: str, deserialize: bool = True, **connection_args: Any
-    ) -> Shm:
+    async def connect(self, address: str, deserialize: bool = True, **connection_args: Any) -> Shm:
         try:
             process.hold(self)
             comm: Shm = await super().connect(address, deserialize, **connection_args)

@@ -51,6 +51,7 @@ class Shm(Comm):
         self._local_addr = local_addr
         self._peer_addr = peer_addr
         self._wire = self.wire_class(stream, local_addr, peer_addr, deserialize=False)
+        self._wire.allow_offload = False  # an envelope's frames are bytes already
         super().__init__(deserialize=deserialize)
         self._threshold = config.get_bytes("threshold")
         self._outbox = Outbox()
@@ -94,29 +95,29 @@ class Shm(Comm):
             # A frame cut to pieces would need a lease for each, and a copy to join them.
             frame_split_size=sys.maxsize if by_handle else self._wire.max_shard_size,
         )
-        handles = await self._hand_over(frames) if by_handle else {}
-        inline = [frame for place, frame in enumerate(frames) if place not in handles]
-        counters["bytes_sent_inline"] += sum(n for n in map(nbytes, inline) if n >= self._threshold)
+        large = [place for place, frame in enumerate(frames) if nbytes(frame) >= self._threshold]
+        handles = await self._hand_over(frames, large) if by_handle and large else {}
+        if large:
+            counters["bytes_sent_inline"] += sum(
+                nbytes(frames[p]) for p in large if p not in handles
+            )
+            frames = [frame for place, frame in enumerate(frames) if place not in handles]
         header = {"handles": [(place, *handle) for place, handle in handles.items()]}
         try:
-            sent: int = await self._wire.write(Serialized(header, inline))
+            sent: int = await self._wire.write(Serialized(header, frames))
         except BaseException:  # whatever it was, nobody will take these
             self.abort()
             raise
         return sent + sum(handle.nbytes for handle in handles.values())
 
-    async def _hand_over(self, frames: list[Frame]) -> dict[int, Handle]:
+    async def _hand_over(self, frames: list[Frame], large: list[int]) -> dict[int, Handle]:
         """Handles for the large frames, by their place in the message."""
-        handles: dict[int, Handle | None] = {}
-        foreign = []
-        for place, frame in enumerate(frames):
-            if nbytes(frame) >= self._threshold:
-                handles[place] = self._outbox.share(frame)
-                if handles[place] is None:
-                    foreign.append(place)
+        handles = {place: self._outbox.share(frames[place]) for place in large}
+        foreign = [place for place, handle in handles.items() if handle is None]
 
         def copy() -> None:
-            handles.update({place: self._outbox.copy(frames[place]) for place in foreign})
+            for place in foreign:
+                handles[place] = self._outbox.copy(frames[place])
 
         if self.allow_offload and sum(nbytes(frames[p]) for p in foreign) > OFFLOAD_THRESHOLD:
             await offload(copy)
