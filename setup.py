@@ -1,7 +1,7 @@
 """Build the C core; everything else is in pyproject.toml.
 
-setup.py stays for what pyproject.toml cannot say: where NumPy's headers are, and that there
-is nothing to build on a system other than Linux.
+setup.py stays for what pyproject.toml cannot say: where NumPy's headers are, that one wheel
+serves every Python, and that there is nothing to build on a system other than Linux.
 """
 
 import os
@@ -33,4 +33,5 @@ setup(
             py_limited_api=True,
         )
     ],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -96,16 +96,16 @@ class Shm(Comm):
             frame_split_size=sys.maxsize if by_handle else self._wire.max_shard_size,
         )
         large = [place for place, frame in enumerate(frames) if nbytes(frame) >= self._threshold]
-        handles = await self._hand_over(frames, large) if by_handle and large else {}
-        if large:
-            counters["bytes_sent_inline"] += sum(
-                nbytes(frames[p]) for p in large if p not in handles
-            )
-            frames = [frame for place, frame in enumerate(frames) if place not in handles]
-        header = {"handles": [(place, *handle) for place, handle in handles.items()]}
+        handles: dict[int, Handle] = {}
         try:
+            if large:
+                handles = await self._hand_over(frames, large) if by_handle else {}
+                by_wire = [frames[place] for place in large if place not in handles]
+                counters["bytes_sent_inline"] += sum(map(nbytes, by_wire))
+                frames = [frame for place, frame in enumerate(frames) if place not in handles]
+            header = {"handles": [(place, *handle) for place, handle in handles.items()]}
             sent: int = await self._wire.write(Serialized(header, frames))
-        except BaseException:  # whatever it was, nobody will take these
+        except BaseException:  # whatever it was, nobody will take what was handed over
             self.abort()
             raise
         return sent + sum(handle.nbytes for handle in handles.values())
@@ -164,6 +164,16 @@ class Shm(Comm):
         return self._stream_closed or self._wire.closed()
 
     @property
+    def name(self) -> str | None:
+        """What distributed calls this connection; the wire's errors tell it."""
+        name: str | None = self._wire.name
+        return name
+
+    @name.setter
+    def name(self, name: str | None) -> None:
+        self._wire.name = name
+
+    @property
     def local_address(self) -> str:
         return self._local_addr
 
@@ -198,7 +208,8 @@ def _open_envelope(envelope: Any) -> list[Frame]:
         case Serialized(header={"handles": list() | tuple() as listed}, frames=inline):
             pass
         case _:
-            raise _malformed(f"an envelope of shm://, found {type(envelope).__name__}")
+            found = type(envelope).__name__
+            raise _malformed(f"an envelope of shm://, found {found} (a peer that uses tcp://?)")
     handles: dict[int, Handle] = {}
     count = len(listed) + len(inline)
     for entry in listed:

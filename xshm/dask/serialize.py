@@ -43,10 +43,10 @@ def serialize_ndarray(x: np.ndarray[Any, Any], context: Context | None = None) -
 def _is_plain_view(x: np.ndarray[Any, Any]) -> bool:
     """A large view with gaps, whose first element is its lowest, of a dtype with a name."""
     return (
-        x.nbytes >= config.get_bytes("threshold")
-        and not x.flags.c_contiguous
+        not x.flags.c_contiguous
         and not x.flags.f_contiguous
         and min(x.strides) > 0
+        and x.nbytes >= config.get_bytes("threshold")
         and not x.dtype.hasobject
         and x.dtype.kind not in "VT"  # V: distributed pickles the dtype; T: has a heap
     )
