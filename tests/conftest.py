@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import shutil
@@ -32,13 +33,13 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) ->
         time.sleep(0.01)
 
 
-@pytest.fixture(autouse=True)
-def directory() -> Iterator[Path]:
-    """A tmpfs directory that only this test uses: ``xshm.directory`` is set to it.
+@contextlib.contextmanager
+def own_directory() -> Iterator[Path]:
+    """A tmpfs directory: ``xshm.directory`` is set to it, and nothing may be left in the end.
 
     Notes
     -----
-    It is set in the environment too, for processes that the test starts by itself.
+    It is set in the environment too, for processes that a test starts by itself.
     """
     parent = Path(tempfile.mkdtemp(prefix="xshm-test-", dir="/dev/shm"))
     before = _possessions()
@@ -52,6 +53,13 @@ def directory() -> Iterator[Path]:
         finally:
             process.close()
             shutil.rmtree(parent)
+
+
+@pytest.fixture(autouse=True)
+def directory() -> Iterator[Path]:
+    """A directory that only this test uses."""
+    with own_directory() as parent:
+        yield parent
 
 
 def files_in(parent: Path) -> list[str]:

@@ -1,0 +1,174 @@
+"""A local cluster to measure on, and what the benchmarks ask of it."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import psutil
+from distributed import Client, LocalCluster, futures_of, wait
+
+#: Seconds after which a piece of work counts as hung.
+TIMEOUT = 300
+
+#: Nothing is spilled, paused or restarted for want of memory.
+NO_SPILLING = {
+    f"distributed.worker.memory.{name}": False
+    for name in ("target", "spill", "pause", "terminate", "transfer")
+}
+
+
+def cluster_pss() -> int:
+    """Memory of this process and all its descendants, in bytes, as PSS.
+
+    The proportional set size divides a shared page between the processes that map it,
+    so the sum counts each page once.
+    """
+    total = 0
+    this = psutil.Process()
+    for process in [this, *this.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            total += process.memory_full_info().pss
+    return total
+
+
+def system_shmem() -> int:
+    """Shared memory of the whole machine in bytes, mapped or not (``Shmem`` of meminfo)."""
+    with open("/proc/meminfo") as lines:
+        for line in lines:
+            if line.startswith("Shmem:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+@dataclass
+class Session:
+    """A client of a running cluster, with the size and seed of the next run.
+
+    Attributes
+    ----------
+    client : distributed.Client
+    workers : list of str
+        Addresses of the workers.
+    protocol : str
+    scale : float
+        Share of the full number of bytes to work on.
+    seed : int
+        Seed of the next run's input.  Runs that are compared have the same seed.
+    idle_pss, idle_shmem : int
+        `cluster_pss` and `system_shmem` of the new, idle cluster.
+    """
+
+    client: Client
+    workers: list[str]
+    protocol: str
+    scale: float = 1.0
+    seed: int = 0
+    idle_pss: int = field(default_factory=cluster_pss)
+    idle_shmem: int = field(default_factory=system_shmem)
+
+    def length(self, nbytes: int) -> int:
+        """Length of a float64 vector of ``nbytes``, scaled."""
+        return max(1, round(nbytes * self.scale / 8))
+
+    def side(self, full: int, multiple: int) -> int:
+        """Side of a square matrix, scaled in bytes, as a multiple of ``multiple``."""
+        parts = max(1, round(full * math.sqrt(self.scale) / multiple))
+        return parts * multiple
+
+    def random(
+        self,
+        shape: tuple[int, ...],
+        chunks: tuple[int, ...],
+        dtype: type = np.float64,
+        **kwargs: Any,
+    ) -> da.Array:
+        """Persist random numbers, made by ordinary tasks on the workers, and wait for them.
+
+        Parameters
+        ----------
+        shape, chunks : tuple of int
+        dtype : type
+            ``numpy.float64`` or ``numpy.float32``.
+        **kwargs
+            Arguments of ``Client.persist``, as ``workers``.
+        """
+        rng = da.random.default_rng(self.seed)
+        array: da.Array = self.client.persist(
+            rng.random(shape, chunks=chunks, dtype=dtype), **kwargs
+        )
+        wait(array, timeout=TIMEOUT)
+        return array
+
+    def chunk_on(self, worker: str, length: int) -> Any:
+        """Persist one chunk of random numbers on ``worker``; return its future."""
+        array = self.random((length,), (length,), workers=[worker])
+        (future,) = futures_of(array)
+        return future
+
+    def compute(self, collection: Any) -> Any:
+        """Compute a dask collection."""
+        return self.client.compute(collection).result(timeout=TIMEOUT)
+
+    def wait_released(self) -> None:
+        """Wait until the workers hold no data, once all futures are deleted."""
+        deadline = time.monotonic() + TIMEOUT
+        gc.collect()
+        while any(self.client.run(_count_keys).values()):
+            if time.monotonic() > deadline:
+                raise TimeoutError("workers still hold data after all futures were deleted")
+            time.sleep(0.01)
+        self.client.run(gc.collect)
+
+
+def _count_keys(dask_worker: Any) -> int:
+    return len(dask_worker.data)
+
+
+@contextmanager
+def session(protocol: str, scale: float = 1.0, n_workers: int = 4) -> Iterator[Session]:
+    """Start a new cluster of workers with one thread each; close it at the end.
+
+    Parameters
+    ----------
+    protocol : {"tcp", "shm", "inproc"}
+        With "inproc" the workers are threads of this process, otherwise processes.
+    scale : float
+        Share of the full number of bytes to work on.
+    n_workers : int
+    """
+    try:
+        with (
+            dask.config.set(NO_SPILLING),
+            LocalCluster(
+                n_workers=n_workers,
+                threads_per_worker=1,
+                processes=protocol != "inproc",
+                protocol=protocol,
+                memory_limit=0,
+                dashboard_address=":0",
+                silence_logs=logging.ERROR,
+            ) as cluster,
+            Client(cluster) as client,
+        ):
+            client.wait_for_workers(n_workers, timeout=TIMEOUT)
+            client.run(_count_keys)  # all that the workers import is imported now
+            workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
+            yield Session(client, workers, protocol, scale)
+    finally:
+        gc.collect()
+        if protocol == "shm":
+            # The client's process outlives the cluster: the next one starts without
+            # the segments that this process has kept warm.
+            import xshm
+
+            xshm.trim()
