@@ -30,7 +30,7 @@ from dask.distributed import Client, LocalCluster, as_completed, futures_of
 from dask.system import CPU_COUNT
 
 matplotlib.use("Agg")  # draws to a file: no display needed
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 GiB, MiB = 2**30, 2**20
 REFINEMENT = 40  # fine cells per cell of the model's grid and direction at --scale 1

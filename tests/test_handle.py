@@ -81,8 +81,6 @@ def test_a_segment_that_is_none_is_refused(name: Any) -> None:
         Handle.parse([TOKEN, name, 0, 1])
 
 
-# KNOWN BUG (the report proposes a fix): a bool passes for a number, and a number of
-# more than 4300 digits raises ValueError.
 @pytest.mark.parametrize(
     ("offset", "nbytes"),
     [
@@ -140,7 +138,6 @@ def test_what_is_not_four_fields_is_refused(fields: Any) -> None:
         Handle.parse(fields)
 
 
-# KNOWN BUG (the report proposes a fix): RecursionError.
 def test_something_nested_deeply_is_refused() -> None:
     """As deep as msgpack goes."""
     packed = b"\x91" * 1000 + b"\x90"
@@ -325,7 +322,6 @@ def test_without_a_place_in_the_directory_the_core_leases_nothing() -> None:
         _core.lease(TOKEN, SEGMENT, 0, 1)
 
 
-# KNOWN BUG (the report proposes a fix): counted and logged as want of room.
 def test_nothing_can_be_sent_of_nothing(here: Directory) -> None:
     """No bytes, no handle: there would be nothing to take."""
     x = np.ones(2**18)
@@ -337,7 +333,6 @@ def test_nothing_can_be_sent_of_nothing(here: Directory) -> None:
     assert xshm.stats()["refused"] == before  # there was no want of room
 
 
-# KNOWN BUG (the report proposes a fix): a handle that the receiver refuses.
 @pytest.mark.usefixtures("allocating")
 def test_nor_of_an_empty_part_of_a_segment(here: Directory) -> None:
     x = array(1)

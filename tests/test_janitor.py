@@ -171,7 +171,6 @@ def test_foreign_names_are_left_alone(here: Directory) -> None:
         (here.processes / name).unlink()
 
 
-# KNOWN BUG (the report proposes a fix): OSError, then EBUSY for ever.
 @pytest.mark.parametrize("where", ["processes", "segments"])
 @pytest.mark.parametrize("kind", ["folder", "link", "dangling link", "fifo"])
 def test_foreign_things_under_names_of_the_dead_keep_nobody_out(

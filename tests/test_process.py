@@ -271,8 +271,6 @@ def _enter_with_few_descriptors(spare: int) -> tuple[bool, set[str], set[str]]:
     return entered, before, after
 
 
-# KNOWN BUG (the report proposes a fix): the process file and descriptors stay, and the
-# pool stays open: EBUSY for ever.
 @pytest.mark.parametrize("spare", range(7))
 def test_failing_to_enter_for_want_of_descriptors_keeps_none(spare: int, directory: Path) -> None:
     with Peer() as peer:

@@ -12,7 +12,11 @@ if sys.platform != "linux":
         "Linux's memory mappings and file locks."
     )
 
-from xshm import config
+from xshm import _core, config
+
+if not hasattr(_core, "HANDLER"):  # the folder of its sources, which Python takes for a package
+    raise ImportError("the C core of xshm is not built here: pip install -e . builds it in place")
+
 from xshm.allocation import allocator, disable, enable, trim
 from xshm.errors import DirectoryError, HandleError, LostHandleError, XshmError
 from xshm.statistics import stats

@@ -40,7 +40,8 @@ class Handle(NamedTuple):
         """
         match fields:
             case [str(token), str(segment), int(offset), int(nbytes)] if (
-                TOKEN_NAME.fullmatch(token)
+                type(offset) is type(nbytes) is int  # and not bool
+                and TOKEN_NAME.fullmatch(token)
                 and SEGMENT_NAME.fullmatch(segment)
                 and 0 <= offset <= _MAX_OFFSET
                 and 0 < nbytes <= _MAX_OFFSET - offset
@@ -48,5 +49,12 @@ class Handle(NamedTuple):
                 return cls(token, segment, offset, nbytes)
         raise HandleError(
             errno.EBADMSG,
-            f"expected a handle (token, segment, offset, nbytes), found {str(fields)[:200]}",
+            f"expected a handle (token, segment, offset, nbytes), found {_shown(fields)}",
         )
+
+
+def _shown(fields: Any) -> str:
+    try:
+        return repr(fields)[:200]
+    except (RecursionError, ValueError):  # nested too deeply; a number of too many digits
+        return f"a {type(fields).__name__} that cannot be shown"

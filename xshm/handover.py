@@ -17,7 +17,7 @@ import errno
 import logging
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from xshm import _core, config, process
@@ -63,6 +63,9 @@ class Outbox:
         Handle or None
             None if there is no room: send them as ordinary bytes.
         """
+        nbytes = memoryview(buffer).nbytes
+        if nbytes == 0:
+            return None
         me = process.current()
         token = me.new_token()
         try:
@@ -70,7 +73,6 @@ class Outbox:
         except OSError as error:  # no room, no mapping or no descriptor left
             _say_refused(me, error)
             return None
-        nbytes = memoryview(buffer).nbytes
         counters["bytes_copied_in"] += nbytes
         return self._sent(token, place, nbytes)
 
@@ -115,7 +117,7 @@ class _Batch:
         self.tokens = tokens
 
 
-_lingering: deque[_Batch] = deque()
+_lingering: list[_Batch] = []
 _sweeping = threading.Lock()
 
 
@@ -123,8 +125,8 @@ def sweep() -> None:
     """Withdraw what nobody took within the grace period."""
     if _lingering and _sweeping.acquire(blocking=False):
         try:
-            while _lingering and _lingering[0].until <= time.monotonic():
-                batch = _lingering.popleft()
+            for batch in [b for b in _lingering if b.until <= time.monotonic()]:
+                _lingering.remove(batch)
                 _withdraw(batch.tokens)
                 process.release(batch)
         finally:
@@ -175,8 +177,8 @@ def _say_refused(me: process.Process, error: OSError) -> None:
     if _refusal_said:
         return
     _refusal_said = True
-    free, total = me.directory.room()
     if error.errno == errno.ENOSPC:
+        free, total = me.directory.room()
         logger.warning(
             "no room for arrays in %s (%.0f MiB in all, %.0f MiB free): they go as ordinary "
             "bytes where it is full, which is slower. Make it larger (mount -o remount,size=8g; "
@@ -185,6 +187,12 @@ def _say_refused(me: process.Process, error: OSError) -> None:
             me.directory.path.parent,
             total / 2**20,
             free / 2**20,
+        )
+    elif error.errno == errno.ENOENT:
+        logger.warning(
+            "%s was removed while this process was using it: arrays go as ordinary bytes, which "
+            "is slower, until it starts anew.",
+            me.directory.path,
         )
     else:
         logger.warning(

@@ -9,6 +9,7 @@ an unlinked segment live until the last mapping is gone.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -66,6 +67,11 @@ def _lock_if_dead(directory: Directory, process: str):  # type: ignore[no-untype
     except FileNotFoundError:
         yield True  # only its segments are left
         return
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+        yield False  # a link, a folder, ...: not a file of ours
+        return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -78,5 +84,6 @@ def _lock_if_dead(directory: Directory, process: str):  # type: ignore[no-untype
 
 def _remove(directory: Directory, process: str, names: list[str]) -> None:
     for file in [*(directory.segments / name for name in names), directory.processes / process]:
-        with contextlib.suppress(FileNotFoundError):  # another janitor was faster
+        # Another janitor was faster; or it is somebody's folder.
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             file.unlink()

@@ -12,10 +12,13 @@ import secrets
 import threading
 import weakref
 
+from dask.system import CPU_COUNT
+
 from xshm import _core, config, janitor
 from xshm.directory import Directory, configured
 
 _MAX_MAP_COUNT = "/proc/sys/vm/max_map_count"
+_CGROUP_LIMIT = "/sys/fs/cgroup/memory.max"
 _DEFAULT_MAX_MAP_COUNT = 65530  # the kernel's own default (vm.rst in its documentation)
 
 
@@ -36,13 +39,19 @@ class Process:
 
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
-        self.id, self._lock_descriptor = _make_process_file(directory)
         self._tokens = itertools.count(1)
-        self.segments_descriptor = os.open(
-            directory.segments, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        )
-        _core.open_pool(self.segments_descriptor, self.id, *_limits(directory))
-        janitor.clean(directory)
+        with contextlib.ExitStack() as undo:
+            self.id, self._lock_descriptor = _make_process_file(directory)
+            undo.callback(os.close, self._lock_descriptor)
+            undo.callback(os.unlink, directory.processes / self.id)
+            self.segments_descriptor = os.open(
+                directory.segments, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            )
+            undo.callback(os.close, self.segments_descriptor)
+            _core.open_pool(self.segments_descriptor, self.id, *_limits(directory))
+            undo.callback(_core.close_pool)
+            janitor.clean(directory)
+            undo.pop_all()
 
     def new_token(self) -> str:
         """A token's name, never given before."""
@@ -134,6 +143,7 @@ def close() -> None:
     global _current, _kept_open
     with _lock:
         process, _current, _kept_open = _current, None, False
+        _holders.clear()
         if process is not None:
             if _at_exit is not None:
                 _at_exit.cancel()
@@ -180,8 +190,18 @@ def _limits(directory: Directory) -> tuple[int, int, int, int, bool]:
 def _keep() -> int:
     if config.get("keep") is not None:
         return config.get_bytes("keep")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return memory // (4 * (os.cpu_count() or 1))
+    return _memory() // (4 * CPU_COUNT)
+
+
+def _memory() -> int:
+    """Bytes of memory that this process may use: the machine's, or its container's."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        with open(_CGROUP_LIMIT) as file:
+            limit = file.read().strip()
+    except OSError:  # no control group of version 2
+        return machine
+    return min(machine, int(limit)) if limit.isdigit() else machine  # or "max"
 
 
 def _make_process_file(directory: Directory) -> tuple[str, int]:

@@ -32,7 +32,8 @@ def bytes_spanned(x: np.ndarray[Any, Any]) -> memoryview:
 def is_shared(x: np.ndarray[Any, Any]) -> bool:
     """Whether an array's bytes lie in a segment of this process, or in one leased by it.
 
-    Such an array can be handed to another process without a copy.
+    Such an array is handed to another process without a copy, unless it was written to since
+    it was last handed over.
 
     Parameters
     ----------

@@ -9,21 +9,12 @@
 #include <errno.h>
 #include <string.h>
 
+/* OSError picks the subclass that fits the number, FileNotFoundError and so on. */
 static PyObject *
 raise_errno(int error, const char *what)
 {
-    PyObject *arguments = Py_BuildValue("(is)", -error, what);
-    if (arguments == NULL) {
-        return NULL;
-    }
-    /* OSError picks the subclass that fits the number, FileNotFoundError and so on. */
-    PyObject *exception = PyObject_CallObject(PyExc_OSError, arguments);
-    Py_DECREF(arguments);
-    if (exception != NULL) {
-        PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
-        Py_DECREF(exception);
-    }
-    return NULL;
+    errno = -error;
+    return PyErr_SetFromErrnoWithFilename(PyExc_OSError, what);
 }
 
 /* ---- Lease: a buffer that keeps its mapping, and so its lock, alive ---- */

@@ -234,13 +234,19 @@ make_idle(segment *s, bool handed_out)
         discard(-1, s);
         return;
     }
-    if (handed_out) {
-        push_waiting(s);
+    if (s->size > limits.keep) { /* keeping it would push out all others, and then itself */
+        s->older = NULL;
+        evicted = s;
     }
     else {
-        push_free(s);
+        if (handed_out) {
+            push_waiting(s);
+        }
+        else {
+            push_free(s);
+        }
+        evicted = evict(limits.keep);
     }
-    evicted = evict(limits.keep);
     if (evicted != NULL) {
         dir = own_directory();
     }
@@ -446,6 +452,9 @@ pool_find(const char *start, size_t length, segment *found)
 int
 pool_share(const char *start, size_t length, const char *token, segment *shared)
 {
+    if (length == 0) {
+        return -EINVAL;
+    }
     int error = 0;
     bool sealed_before = true;
     pthread_mutex_lock(&lock);

@@ -20,7 +20,7 @@
 #endif
 
 #define HUGE_PAGE ((size_t)2 << 20)
-#define RESERVE_STEP ((off_t)64 << 20)
+#define RESERVE_STEP ((off_t)4 << 20)
 
 static size_t
 page_size(void)
