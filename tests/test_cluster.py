@@ -14,7 +14,7 @@ from tests.conftest import files_in
 def test_chunks_travel_as_handles_and_nothing_is_left(directory: Path) -> None:
     with (
         LocalCluster(
-            protocol="shm", n_workers=2, threads_per_worker=1, dashboard_address=None
+            protocol="shm", n_workers=2, threads_per_worker=1, dashboard_address=":0"
         ) as cluster,
         Client(cluster) as client,
     ):

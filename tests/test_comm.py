@@ -20,7 +20,7 @@ from distributed.protocol import Serialized, dumps, to_serialize
 
 import xshm
 from tests.clusters import ITEMS, LARGE, PROTOCOLS, connected, growth, transfer
-from tests.conftest import segment_names
+from tests.conftest import files_in, segment_names
 from xshm.dask.domain import who_am_i
 from xshm.directory import Directory
 from xshm.errors import HandleError, LostHandleError
@@ -123,7 +123,9 @@ def test_after_the_end_both_sides_get_comm_closed_error(protocol: str, end: str)
 
 
 @on_both
-def test_close_in_order_lets_the_other_end_read_what_was_sent(protocol: str) -> None:
+def test_close_in_order_lets_the_other_end_read_what_was_sent(
+    directory: Path, protocol: str
+) -> None:
     sent = np.arange(ITEMS)
 
     async def run() -> None:
@@ -142,6 +144,7 @@ def test_close_in_order_lets_the_other_end_read_what_was_sent(protocol: str) -> 
                 await far.read()
 
     asyncio.run(run())
+    assert files_in(directory) == []  # no grace period: what was sent has been read
 
 
 @on_both
@@ -381,7 +384,7 @@ async def raw_connection(address: str) -> AsyncIterator[TCP]:
     try:
         await comm.read()
         hello = {**comm.handshake_info(), "xshm": who_am_i()}
-        await comm.write(Serialized({"handles": []}, dumps(hello)))
+        await comm.write(Serialized({"handles": [], "quick": False}, dumps(hello)))
         yield comm
     finally:
         comm.abort()
@@ -399,7 +402,7 @@ def _listing(*entries: Any) -> Callable[[Handle], Any]:
     def envelope(handle: Handle) -> Serialized:
         small, place = _frames(handle)
         filled = [entry(place, handle) if callable(entry) else entry for entry in entries]
-        return Serialized({"handles": filled}, small)
+        return Serialized({"handles": filled, "quick": False}, small)
 
     return envelope
 
@@ -411,7 +414,7 @@ def _changed(**fields: Any) -> Callable[[Handle], Any]:
 HOSTILE: dict[str, Callable[[Handle], Any]] = {
     "no envelope": lambda handle: {"op": "identity"},
     "another header": lambda handle: Serialized({"serializer": "pickle"}, [b"x"]),
-    "handles not a list": lambda handle: Serialized({"handles": {"a": 1}}, []),
+    "handles not a list": lambda handle: Serialized({"handles": {"a": 1}, "quick": False}, []),
     "an entry not a list": _listing("abc"),
     "an empty entry": _listing(()),
     "too few fields": _listing(lambda place, handle: (place, *handle[:3])),
@@ -486,7 +489,7 @@ def test_a_link_in_place_of_a_token_is_not_followed(here: Directory, tmp_path: P
         ):
             handle = Handle(token, f"{'0' * 16}.1.segment", 0, LARGE)
             small, place = _frames(handle)
-            await hostile.write(Serialized({"handles": [(place, *handle)]}, small))
+            await hostile.write(Serialized({"handles": [(place, *handle)], "quick": False}, small))
             with pytest.raises(CommClosedError):
                 await hostile.read()
 

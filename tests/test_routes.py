@@ -348,7 +348,7 @@ def test_rechunk(client: Client, method: str) -> None:
 
 @pytest.mark.parametrize("method", ["tasks", "p2p"])
 def test_shuffle_of_frames(client: Client, method: str) -> None:
-    pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow")  # p2p sends Arrow tables
     dd = pytest.importorskip("dask.dataframe")
     frame = pd.DataFrame({"key": np.arange(ITEMS) % 97, "x": numbers()})
     with dask.config.set({"dataframe.shuffle.method": method}):

@@ -233,6 +233,7 @@ def test_two_workers_change_the_same_input(client: Client) -> None:
     first, *others = workers_of(client)
     x = client.submit(numbers, workers=[first])
     wait(x)
+    client.replicate(x)  # first, lest one gets it from the other, changed
     changed = [
         client.submit(change, x, i, workers=[worker], allow_other_workers=False, pure=False)
         for i, worker in enumerate(others, start=1)

@@ -121,13 +121,23 @@ _lingering: list[_Batch] = []
 _sweeping = threading.Lock()
 
 
-def sweep() -> None:
-    """Withdraw what nobody took within the grace period."""
+def sweep(ask: bool = False) -> None:
+    """Withdraw what nobody took within the grace period.
+
+    Parameters
+    ----------
+    ask : bool, optional
+        Whether to look too for what has been taken meanwhile, and not wait for it any more.
+    """
     if _lingering and _sweeping.acquire(blocking=False):
         try:
-            for batch in [b for b in _lingering if b.until <= time.monotonic()]:
+            me, now = process.current(), time.monotonic()
+            for batch in tuple(_lingering):
+                if batch.until <= now:
+                    _withdraw(batch.tokens)
+                elif not ask or any(map(me.exists, batch.tokens)):
+                    continue
                 _lingering.remove(batch)
-                _withdraw(batch.tokens)
                 process.release(batch)
         finally:
             _sweeping.release()

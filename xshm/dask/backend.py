@@ -12,7 +12,6 @@ from distributed.comm.core import FatalCommClosedError
 from distributed.comm.tcp import TCPBackend, TCPConnector, TCPListener
 
 from xshm import allocation, process
-from xshm.dask import serialize as _serialize  # noqa: F401  # registers itself with distributed
 from xshm.dask.comm import Shm
 from xshm.errors import DirectoryError
 

@@ -4,7 +4,10 @@ Every message is serialized by distributed as usual. What goes over the wire is 
 which distributed knows how to send as it is: a ``Serialized`` whose header lists the handles,
 each with the place of its frame in the message, and whose frames are the remaining ones::
 
-    Serialized({"handles": [(place, token, segment, offset, nbytes), ...]}, [frame, ...])
+    Serialized({"handles": [(place, token, segment, offset, nbytes), ...], "quick": bool},
+               [frame, ...])
+
+``quick`` says that the message takes no time to deserialize, however large it is.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from distributed.utils import nbytes, offload
 
 from xshm import config, process
 from xshm.dask.domain import same_domain, who_am_i
+from xshm.dask.serialize import takes_no_time
 from xshm.errors import HandleError
 from xshm.handle import Handle
 from xshm.handover import Outbox, counters, receive, sweep
@@ -82,9 +86,10 @@ class Shm(Comm):
         self, msg: Any, serializers: list[str] | None = None, on_error: str = "message"
     ) -> int:
         by_handle = same_domain(self.local_info, self.remote_info)
+        quick = by_handle and takes_no_time(msg)
         frames = await to_frames(
             msg,
-            allow_offload=self.allow_offload,
+            allow_offload=self.allow_offload and not quick,
             serializers=serializers,
             on_error=on_error,
             context={
@@ -103,7 +108,8 @@ class Shm(Comm):
                 by_wire = [frames[place] for place in large if place not in handles]
                 counters["bytes_sent_inline"] += sum(map(nbytes, by_wire))
                 frames = [frame for place, frame in enumerate(frames) if place not in handles]
-            header = {"handles": [(place, *handle) for place, handle in handles.items()]}
+            listed = [(place, *handle) for place, handle in handles.items()]
+            header = {"handles": listed, "quick": quick}
             sent: int = await self._wire.write(Serialized(header, frames))
         except BaseException:  # whatever it was, nobody will take what was handed over
             self.abort()
@@ -130,12 +136,12 @@ class Shm(Comm):
     async def read(self, deserializers: Any = None) -> Any:
         envelope = await self._wire.read()
         try:
-            frames = _open_envelope(envelope)
+            frames, quick = _open_envelope(envelope)
             return await from_frames(
                 frames,
                 deserialize=self.deserialize,
                 deserializers=deserializers,
-                allow_offload=self.allow_offload,
+                allow_offload=self.allow_offload and not quick,
             )
         except EOFError as error:  # as in distributed's TCP comm: frames cut short
             self.abort()
@@ -158,6 +164,7 @@ class Shm(Comm):
 
     def _let_go(self) -> None:
         self._outbox.withdraw()
+        sweep(ask=True)
         process.release(self)
 
     def closed(self) -> bool:
@@ -195,8 +202,8 @@ def _note_closed(reference: weakref.ref[Shm]) -> None:
         comm._let_go()
 
 
-def _open_envelope(envelope: Any) -> list[Frame]:
-    """All frames of a message, the large ones as leases.
+def _open_envelope(envelope: Any) -> tuple[list[Frame], bool]:
+    """All frames of a message, the large ones as leases; and whether it is quick to read.
 
     Raises
     ------
@@ -205,7 +212,9 @@ def _open_envelope(envelope: Any) -> list[Frame]:
         checked before anything is opened.
     """
     match envelope:
-        case Serialized(header={"handles": list() | tuple() as listed}, frames=inline):
+        case Serialized(
+            header={"handles": list() | tuple() as listed, "quick": bool(quick)}, frames=inline
+        ):
             pass
         case _:
             found = type(envelope).__name__
@@ -220,7 +229,8 @@ def _open_envelope(envelope: Any) -> list[Frame]:
                 raise _malformed(f"a frame's place below {count}, found {str(entry)[:200]}")
     leases = {place: receive(handle) for place, handle in handles.items()}
     rest = iter(inline)
-    return [leases[place] if place in leases else next(rest) for place in range(count)]
+    frames = [leases[place] if place in leases else next(rest) for place in range(count)]
+    return frames, quick
 
 
 def _malformed(what: str) -> HandleError:
