@@ -2,7 +2,8 @@
  *
  *   spans.c      which segment an address lies in
  *   segment.c    system calls on one segment
- *   pool.c       all segments of this process: warm recycling, bounds, fork
+ *   idle.c       segments without an array: the free ones, and those that wait for others
+ *   pool.c       all segments of this process: their life, hand-over, fork
  *   allocator.c  NumPy's allocation routines (NEP 49), on top of the pool
  *   module.c     what Python sees
  *
@@ -41,7 +42,7 @@ typedef struct segment {
     size_t size;     /* bytes mapped at `start` */
     off_t offset;    /* of `start` in the file: 0, but for leases */
     struct segment *older, *newer; /* while idle: neighbours in its list */
-    uint64_t idle_since;           /* while idle: the pool's count when it became so */
+    uint64_t idle_since;           /* while idle: orders all of them by age */
 } segment;
 
 /* ---- spans.c: callers hold the pool's lock ---- */
@@ -68,6 +69,18 @@ int segment_lease(int directory, segment *s, const char *token, off_t offset, si
 bool range_was_written(const char *start, size_t length);
 void pagemap_after_fork(void);
 
+/* ---- idle.c: callers hold the pool's lock ---- */
+typedef struct {
+    size_t free_segments, free_bytes;       /* ready for the next array */
+    size_t waiting_segments, waiting_bytes; /* others may hold leases */
+} idle_counts;
+
+size_t size_class(size_t size);
+void idle_push(segment *s, bool handed_out);
+segment *idle_take(int directory, size_t size, bool only_warm);
+segment *idle_evict(size_t keep, size_t waiting);
+idle_counts idle_count(void);
+
 /* ---- pool.c ---- */
 typedef struct {
     size_t threshold; /* smaller arrays are not for the pool, bytes */
@@ -80,8 +93,7 @@ typedef struct {
 typedef struct {
     size_t live_segments, live_bytes;       /* with an array of ours */
     size_t leased_segments, leased_bytes;   /* of others, held here */
-    size_t free_segments, free_bytes;       /* idle and ready */
-    size_t waiting_segments, waiting_bytes; /* idle, but others may hold leases */
+    idle_counts idle;                       /* without an array */
     size_t mappings;
     uint64_t created, recycled, sealed;
     uint64_t refused;    /* no room, or no mapping left */

@@ -17,101 +17,13 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-#define CLASSES_PER_DOUBLING 8 /* so at most an eighth of a segment is unused */
-#define CLASSES (64 * CLASSES_PER_DOUBLING)
-#define PAGE ((size_t)4096)
-
-struct list {
-    segment *oldest, *newest;
-};
-
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int directory = -1; /* -1: the pool is closed */
 static char owner[XSHM_NAME_SIZE / 2];
 static uint64_t opening;      /* counts pool_open: which segments are this pool's */
 static uint64_t last_number;  /* of the segments made: a name is never used twice */
-static uint64_t idle_clock;
 static pool_limits limits;
 static pool_counts counts;
-static struct list free_lists[CLASSES]; /* ready, by size class */
-static struct list waiting;             /* handed out once: others may hold leases */
-
-/* ---- size classes ---- */
-
-static unsigned
-log2_of(size_t size)
-{
-    return 63U - (unsigned)__builtin_clzll(size);
-}
-
-static size_t
-class_size(size_t size)
-{
-    size_t granule = ((size_t)1 << log2_of(size)) / CLASSES_PER_DOUBLING;
-    if (granule < PAGE) {
-        granule = PAGE;
-    }
-    return (size + granule - 1) / granule * granule;
-}
-
-static size_t
-class_index(size_t rounded)
-{
-    unsigned power = log2_of(rounded);
-    return power * CLASSES_PER_DOUBLING + ((rounded >> (power - 3)) & (CLASSES_PER_DOUBLING - 1));
-}
-
-/* ---- lists; callers hold the lock ---- */
-
-static void
-list_push(struct list *list, segment *s)
-{
-    s->idle_since = ++idle_clock;
-    s->newer = NULL;
-    s->older = list->newest;
-    *(list->newest ? &list->newest->newer : &list->oldest) = s;
-    list->newest = s;
-}
-
-static void
-list_remove(struct list *list, segment *s)
-{
-    *(s->newer ? &s->newer->older : &list->newest) = s->older;
-    *(s->older ? &s->older->newer : &list->oldest) = s->newer;
-    s->newer = s->older = NULL;
-}
-
-static void
-push_free(segment *s)
-{
-    list_push(&free_lists[class_index(s->size)], s);
-    counts.free_segments++;
-    counts.free_bytes += s->size;
-}
-
-static void
-remove_free(segment *s)
-{
-    list_remove(&free_lists[class_index(s->size)], s);
-    counts.free_segments--;
-    counts.free_bytes -= s->size;
-}
-
-static void
-push_waiting(segment *s)
-{
-    list_push(&waiting, s);
-    counts.waiting_segments++;
-    counts.waiting_bytes += s->size;
-}
-
-static void
-remove_waiting(segment *s)
-{
-    list_remove(&waiting, s);
-    counts.waiting_segments--;
-    counts.waiting_bytes -= s->size;
-}
 
 /* ---- the life of a segment ---- */
 
@@ -161,39 +73,6 @@ own_directory(void)
     return directory < 0 ? -1 : fcntl(directory, F_DUPFD_CLOEXEC, 0);
 }
 
-/* Take idle segments off their lists until no more than `keep` bytes are idle and no more
- * than limits.waiting wait: the one that has been idle longest first.  Returns them,
- * chained by `older`, for discard_all() outside the lock. */
-static segment *
-evict(size_t keep)
-{
-    segment *evicted = NULL;
-    for (;;) {
-        bool crowded = counts.waiting_segments > limits.waiting;
-        if (!crowded && counts.free_bytes + counts.waiting_bytes <= keep) {
-            return evicted;
-        }
-        segment *victim = waiting.oldest;
-        for (size_t i = 0; i < CLASSES && !crowded; i++) {
-            segment *s = free_lists[i].oldest;
-            if (s != NULL && (victim == NULL || s->idle_since < victim->idle_since)) {
-                victim = s;
-            }
-        }
-        if (victim == NULL) {
-            return evicted;
-        }
-        if (victim == waiting.oldest) {
-            remove_waiting(victim);
-        }
-        else {
-            remove_free(victim);
-        }
-        victim->older = evicted;
-        evicted = victim;
-    }
-}
-
 static size_t
 discard_all(int dir, segment *chain)
 {
@@ -212,7 +91,7 @@ pool_trim(size_t keep)
 {
     pthread_mutex_lock(&lock);
     int dir = own_directory();
-    segment *evicted = evict(keep);
+    segment *evicted = idle_evict(keep, limits.waiting);
     pthread_mutex_unlock(&lock);
     size_t bytes = discard_all(dir, evicted);
     if (dir >= 0) {
@@ -239,13 +118,8 @@ make_idle(segment *s, bool handed_out)
         evicted = s;
     }
     else {
-        if (handed_out) {
-            push_waiting(s);
-        }
-        else {
-            push_free(s);
-        }
-        evicted = evict(limits.keep);
+        idle_push(s, handed_out);
+        evicted = idle_evict(limits.keep, limits.waiting);
     }
     if (evicted != NULL) {
         dir = own_directory();
@@ -255,27 +129,6 @@ make_idle(segment *s, bool handed_out)
     if (dir >= 0) {
         close(dir);
     }
-}
-
-/* An idle segment of this size that nobody else can see, or NULL; taken off its list. */
-static segment *
-take_idle(size_t size, bool only_warm)
-{
-    segment *s = free_lists[class_index(size)].newest;
-    if (s != NULL && (s->shared != NULL || !only_warm)) {
-        remove_free(s);
-        return s;
-    }
-    segment *next;
-    for (s = waiting.oldest; s != NULL; s = next) {
-        next = s->newer;
-        if (s->size == size && (s->shared != NULL || !only_warm)
-            && segment_try_reclaim(directory, s) == 0) {
-            remove_waiting(s);
-            return s;
-        }
-    }
-    return NULL;
 }
 
 /* Is there room for `size` more bytes?  Asking first keeps a hopeless reservation from
@@ -336,13 +189,13 @@ pool_take(size_t size, bool only_warm)
     if (size == 0 || size > PTRDIFF_MAX) {
         return NULL;
     }
-    size = class_size(size);
+    size = size_class(size);
     pthread_mutex_lock(&lock);
     if (directory < 0) {
         pthread_mutex_unlock(&lock);
         return NULL;
     }
-    segment *s = take_idle(size, only_warm);
+    segment *s = idle_take(directory, size, only_warm);
     bool fresh = s == NULL;
     if (s == NULL && !only_warm) {
         s = new_segment(size);
@@ -496,13 +349,13 @@ pool_copy_in(const char *bytes, size_t length, const char *token, segment *copie
     if (length == 0) {
         return -EINVAL;
     }
-    size_t size = class_size(length);
+    size_t size = size_class(length);
     pthread_mutex_lock(&lock);
     if (directory < 0) {
         pthread_mutex_unlock(&lock);
         return -ENOENT;
     }
-    segment *s = take_idle(size, false);
+    segment *s = idle_take(directory, size, false);
     bool fresh = s == NULL;
     if (fresh) {
         s = new_segment(size);
@@ -630,8 +483,7 @@ pool_close(void)
     int dir = directory;
     directory = -1;
     limits.threshold = SIZE_MAX;
-    limits.waiting = 0;
-    segment *idle = evict(0);
+    segment *idle = idle_evict(0, 0);
     for (size_t i = 0; i < span_count(); i++) {
         segment *s = span_at(i);
         if (s->pool == opening && s->state != SEGMENT_LEASED) {
@@ -671,6 +523,7 @@ pool_count(void)
 {
     pthread_mutex_lock(&lock);
     pool_counts now = counts;
+    now.idle = idle_count();
     pthread_mutex_unlock(&lock);
     return now;
 }
@@ -723,8 +576,7 @@ after_fork_in_child(void)
     int dir = directory;
     directory = -1;
     limits.threshold = SIZE_MAX;
-    limits.waiting = 0;
-    discard_all(-1, evict(0));
+    discard_all(-1, idle_evict(0, 0));
     if (dir >= 0) {
         close(dir);
     }

@@ -1,0 +1,149 @@
+/* Segments without an array: the free ones, by size class, and those that wait for others. */
+#include "core.h"
+
+#define CLASSES_PER_DOUBLING 8 /* so at most an eighth of a segment is unused */
+#define CLASSES (64 * CLASSES_PER_DOUBLING)
+#define PAGE ((size_t)4096)
+
+struct list {
+    segment *oldest, *newest;
+};
+
+static struct list free_lists[CLASSES]; /* ready, by size class */
+static struct list waiting;             /* handed out once: others may hold leases */
+static idle_counts counts;
+static uint64_t last_age;
+
+static unsigned
+log2_of(size_t size)
+{
+    return 63U - (unsigned)__builtin_clzll(size);
+}
+
+/* The size of the segment for an array of `size` bytes. */
+size_t
+size_class(size_t size)
+{
+    size_t granule = ((size_t)1 << log2_of(size)) / CLASSES_PER_DOUBLING;
+    if (granule < PAGE) {
+        granule = PAGE;
+    }
+    return (size + granule - 1) / granule * granule;
+}
+
+static struct list *
+free_list(size_t size)
+{
+    unsigned power = log2_of(size);
+    return &free_lists[power * CLASSES_PER_DOUBLING
+                       + ((size >> (power - 3)) & (CLASSES_PER_DOUBLING - 1))];
+}
+
+static void
+list_push(struct list *list, segment *s)
+{
+    s->idle_since = ++last_age;
+    s->newer = NULL;
+    s->older = list->newest;
+    *(list->newest ? &list->newest->newer : &list->oldest) = s;
+    list->newest = s;
+}
+
+static void
+list_remove(struct list *list, segment *s)
+{
+    *(s->newer ? &s->newer->older : &list->newest) = s->older;
+    *(s->older ? &s->older->newer : &list->oldest) = s->newer;
+    s->newer = s->older = NULL;
+}
+
+static void
+remove_free(segment *s)
+{
+    list_remove(free_list(s->size), s);
+    counts.free_segments--;
+    counts.free_bytes -= s->size;
+}
+
+static void
+remove_waiting(segment *s)
+{
+    list_remove(&waiting, s);
+    counts.waiting_segments--;
+    counts.waiting_bytes -= s->size;
+}
+
+/* Others may hold leases of a segment that was handed out; else it is ready at once. */
+void
+idle_push(segment *s, bool handed_out)
+{
+    if (handed_out) {
+        list_push(&waiting, s);
+        counts.waiting_segments++;
+        counts.waiting_bytes += s->size;
+    }
+    else {
+        list_push(free_list(s->size), s);
+        counts.free_segments++;
+        counts.free_bytes += s->size;
+    }
+}
+
+/* A segment of this size class that nobody else can see, taken off its list; NULL if there
+ * is none (or, with `only_warm`, none that is mapped). */
+segment *
+idle_take(int directory, size_t size, bool only_warm)
+{
+    segment *s = free_list(size)->newest;
+    if (s != NULL && (s->shared != NULL || !only_warm)) {
+        remove_free(s);
+        return s;
+    }
+    for (s = waiting.oldest; s != NULL; s = s->newer) {
+        if (s->size == size && (s->shared != NULL || !only_warm)
+            && segment_try_reclaim(directory, s) == 0) {
+            remove_waiting(s);
+            return s;
+        }
+    }
+    return NULL;
+}
+
+/* Take segments off the lists until no more than `keep_bytes` are idle and no more than
+ * `keep_waiting` segments wait: the one that has been idle longest first.  Returns them
+ * chained by `older`. */
+segment *
+idle_evict(size_t keep_bytes, size_t keep_waiting)
+{
+    segment *evicted = NULL;
+    for (;;) {
+        bool crowded = counts.waiting_segments > keep_waiting;
+        if (!crowded && counts.free_bytes + counts.waiting_bytes <= keep_bytes) {
+            return evicted;
+        }
+        segment *victim = waiting.oldest;
+        for (size_t i = 0; i < CLASSES && !crowded; i++) {
+            segment *s = free_lists[i].oldest;
+            if (s != NULL && (victim == NULL || s->idle_since < victim->idle_since)) {
+                victim = s;
+            }
+        }
+        if (victim == NULL) {
+            return evicted;
+        }
+        if (victim == waiting.oldest) {
+            remove_waiting(victim);
+        }
+        else {
+            remove_free(victim);
+        }
+        victim->older = evicted;
+        evicted = victim;
+    }
+}
+
+idle_counts
+idle_count(void)
+{
+    return counts;
+}
