@@ -352,7 +352,7 @@ def test_to_a_peer_that_tells_anything_else_go_ordinary_bytes(told: Any) -> None
 
 
 @on_both
-@pytest.mark.parametrize("compression", ["zlib", "lz4", "auto", None])
+@pytest.mark.parametrize("compression", ["zlib", "auto", None])
 @pytest.mark.parametrize("domain", ["one", "two"])
 def test_compression(protocol: str, compression: str | None, domain: str) -> None:
     sent = np.zeros((3, ITEMS // 3))

@@ -98,10 +98,12 @@ def test_lost_tokens(client: Client, directory: Path) -> None:
                 lost.append(token)
                 return
 
-    exchange = Exchange(client)
-    with again_and_again(lose_one):
-        wait_until(lambda: len(lost) >= 5, "tokens are lost")
-    exchange.assert_right()
+    with again_and_again(lose_one, pause=0.001):
+        for _ in range(30):  # a token is there for about a millisecond
+            Exchange(client).assert_right()
+            if len(lost) >= 3:
+                break
+    assert lost
 
 
 def test_directory_removed(client: Client, directory: Path) -> None:
