@@ -4,7 +4,7 @@ Notes
 -----
 Who keeps what alive:
 
-- the sender's array only until :meth:`Outbox.send` returns: from then on the token, a hard
+- the sender's array only until :class:`Outbox` has sent it: from then on the token, a hard
   link, keeps the file, and with it the bytes;
 - from :func:`receive` on, the receiver's mapping, locked: the token is used up;
 - a token that nobody takes, its outbox: withdrawn at once if the connection was aborted,
