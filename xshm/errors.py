@@ -21,3 +21,27 @@ class LostHandleError(HandleError):
 
     distributed treats it as a lost connection and asks for the data again.
     """
+
+
+class FormatError(XshmError, ValueError):
+    """A file is not a container, or is damaged, or of a newer version. Nothing was read from it."""
+
+
+class UnsupportedError(XshmError, TypeError):
+    """An object holds something that a container cannot hold. Nothing was written."""
+
+
+class ContainerNameError(XshmError, ValueError):
+    """A text that cannot be the name of a container."""
+
+
+class ContainerExistsError(XshmError, FileExistsError):
+    """A container of that name exists, and was not to be replaced."""
+
+
+class ContainerNotFoundError(XshmError, FileNotFoundError):
+    """There is no container of that name, or another one stands in its place by now."""
+
+
+class NoRoomError(XshmError, OSError):
+    """The directory has not as much room as a container needs. Nothing was left behind."""
