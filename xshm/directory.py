@@ -5,20 +5,23 @@ Layout, below ``xshm.directory``::
     xshm-<uid>/           0700
         domain            a link to a random id: who reads the same one, shares the directory
         processes/<id>    one for each process, locked by it for as long as it lives
-        segments/         <id>.<number>.segment and <id>.<number>.token
+        segments/         <id>.<number>.segment and .token, and of containers .draft and .lifetime
+        containers/       one for each published name
 
 ``<id>`` is the process id that xshm gives (16 hexadecimal digits, random), not the pid:
-containers may share the directory without sharing pids.
+what runs in Docker may share the directory without sharing pids.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from xshm import config
@@ -61,8 +64,9 @@ class Directory:
         self.path = Path(parent) / f"xshm-{os.geteuid()}"
         self.segments = self.path / "segments"
         self.processes = self.path / "processes"
+        self.containers = self.path / "containers"
         try:
-            for folder in (self.path, self.segments, self.processes):
+            for folder in (self.path, self.segments, self.processes, self.containers):
                 with contextlib.suppress(FileExistsError):
                     folder.mkdir(mode=0o700)
                 _check_is_ours(folder)
@@ -76,6 +80,25 @@ class Directory:
                 "directory on a tmpfs that this user may write to: set xshm.directory",
                 str(self.path),
             ) from error
+
+    @contextlib.contextmanager
+    def names_locked(self) -> Iterator[None]:
+        """While the block runs, no other process gives a container's name, or takes one away."""
+        descriptor = os.open(self.containers, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def remove_name(self, name: str, inode: int | None = None) -> bool:
+        """Take a container's name away, or only if it still stands for the file `inode`."""
+        path = self.containers / name
+        with self.names_locked(), contextlib.suppress(FileNotFoundError):
+            if inode is None or path.lstat().st_ino == inode:
+                path.unlink()
+                return True
+        return False
 
     def gives_huge_pages(self) -> bool:
         """Whether the tmpfs is mounted so that it gives huge pages to who asks for them."""

@@ -18,6 +18,8 @@ from xshm.directory import PROCESS_ID, Directory
 
 logger = logging.getLogger(__name__)
 
+_LIFETIME = ".lifetime"
+
 
 def clean(directory: Directory) -> list[str]:
     """Remove what the dead left.
@@ -82,7 +84,21 @@ def _lock_if_dead(directory: Directory, process: str):  # type: ignore[no-untype
         os.close(descriptor)
 
 
+def bind_to_life(directory: Directory, process: str, number: int, name: str) -> None:
+    """Have a container's name removed when a process ends, unless it names another file then."""
+    inode = (directory.containers / name).lstat().st_ino
+    # A link that leads nowhere: its target is the note, as with the directory's domain.
+    os.symlink(f"{inode}/{name}", directory.segments / f"{process}.{number:x}{_LIFETIME}")
+
+
 def _remove(directory: Directory, process: str, names: list[str]) -> None:
+    for name in names:
+        if name.endswith(_LIFETIME):
+            # Another janitor was faster; or it is no link of ours.
+            with contextlib.suppress(OSError):
+                inode, _, container = os.readlink(directory.segments / name).partition("/")
+                if inode.isdecimal() and container and "/" not in container:
+                    directory.remove_name(container, int(inode))
     for file in [*(directory.segments / name for name in names), directory.processes / process]:
         # Another janitor was faster; or it is somebody's folder.
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):

@@ -11,6 +11,7 @@ import os
 import secrets
 import threading
 import weakref
+from pathlib import Path
 
 from dask.system import CPU_COUNT
 
@@ -39,7 +40,7 @@ class Process:
 
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
-        self._tokens = itertools.count(1)
+        self._numbers = itertools.count(1)
         with contextlib.ExitStack() as undo:
             self.id, self._lock_descriptor = _make_process_file(directory)
             undo.callback(os.close, self._lock_descriptor)
@@ -55,7 +56,15 @@ class Process:
 
     def new_token(self) -> str:
         """A token's name, never given before."""
-        return f"{self.id}.{next(self._tokens):x}.token"
+        return f"{self.id}.{next(self._numbers):x}.token"
+
+    def new_draft(self) -> Path:
+        """The path of a file in which to write a container, never given before."""
+        return self.directory.segments / f"{self.id}.{next(self._numbers):x}.draft"
+
+    def owns(self, name: str) -> None:
+        """Have a container removed when this process ends, however it ends."""
+        janitor.bind_to_life(self.directory, self.id, next(self._numbers), name)
 
     def withdraw(self, token: str) -> None:
         """Remove a token if it is still there, and is this process's and not its parent's."""

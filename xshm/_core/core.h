@@ -4,6 +4,7 @@
  *   segment.c    system calls on one segment
  *   idle.c       segments without an array: the free ones, and those that wait for others
  *   pool.c       all segments of this process: their life, hand-over, fork
+ *   window.c     a part of any file of the directory, mapped for as long as somebody looks at it
  *   allocator.c  NumPy's allocation routines (NEP 49), on top of the pool
  *   module.c     what Python sees
  *
@@ -119,5 +120,15 @@ int pool_copy_in(const char *bytes, size_t length, const char *token, segment *c
 segment *pool_lease(const char *token, const char *name, off_t offset, size_t length,
                     size_t *skipped, int *error);
 void pool_drop_lease(segment *s);
+
+/* ---- window.c: returns 0 or -errno ---- */
+typedef struct {
+    char *start;   /* of the mapping, at a page's start */
+    size_t size;   /* of the mapping */
+    size_t skipped; /* bytes of it before those that were asked for */
+} window;
+
+int window_map(int file, off_t offset, size_t length, bool shared, window *w);
+void window_unmap(window *w);
 
 #endif

@@ -98,6 +98,77 @@ lease(PyObject *module, PyObject *args)
     return (PyObject *)self;
 }
 
+/* ---- Window: a part of a file, mapped; the mapping ends with the object ---- */
+
+typedef struct {
+    PyObject_HEAD
+    window mapped;
+    Py_ssize_t nbytes;
+} Window;
+
+static PyObject *window_type;
+
+static int
+window_getbuffer(PyObject *self, Py_buffer *view, int flags)
+{
+    Window *w = (Window *)self;
+    return PyBuffer_FillInfo(view, self, w->mapped.start + w->mapped.skipped, w->nbytes, 0, flags);
+}
+
+static void
+window_dealloc(PyObject *self)
+{
+    Window *w = (Window *)self;
+    PyTypeObject *type = Py_TYPE(self);
+    if (w->mapped.start != NULL) {
+        window_unmap(&w->mapped);
+    }
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(self);
+    Py_DECREF(type);
+}
+
+static PyType_Slot window_slots[] = {
+    {Py_tp_doc, "A part of a file, mapped. Read it with memoryview()."},
+    {Py_tp_dealloc, window_dealloc},
+    {Py_bf_getbuffer, window_getbuffer},
+    {0, NULL},
+};
+
+static PyType_Spec window_spec = {
+    .name = "xshm._core.Window",
+    .basicsize = sizeof(Window),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = window_slots,
+};
+
+static PyObject *
+map_window(PyObject *module, PyObject *args)
+{
+    (void)module;
+    int file, shared;
+    long long offset;
+    Py_ssize_t nbytes;
+    if (!PyArg_ParseTuple(args, "iLnp:map_window", &file, &offset, &nbytes, &shared)) {
+        return NULL;
+    }
+    allocfunc allocate = (allocfunc)PyType_GetSlot((PyTypeObject *)window_type, Py_tp_alloc);
+    Window *self = (Window *)allocate((PyTypeObject *)window_type, 0);
+    if (self == NULL) {
+        return NULL;
+    }
+    self->nbytes = nbytes;
+    int error = nbytes < 0 ? -ERANGE
+                           : window_map(file, (off_t)offset, (size_t)nbytes, shared != 0,
+                                        &self->mapped);
+    if (error != 0) {
+        self->mapped.start = NULL;
+        Py_DECREF(self);
+        return raise_errno(error, "cannot map a part of a file");
+    }
+    return (PyObject *)self;
+}
+
 /* ---- hand-over of buffers ---- */
 
 /* Call pool_share or pool_copy_in on a Python buffer: (segment, offset), or NULL with an
@@ -325,6 +396,7 @@ static PyMethodDef methods[] = {
     {"share", share, METH_VARARGS, NULL},
     {"copy_in", copy_in, METH_VARARGS, NULL},
     {"lease", lease, METH_VARARGS, NULL},
+    {"map_window", map_window, METH_VARARGS, NULL},
     {"locate", locate, METH_O, NULL},
     {"was_written", was_written, METH_O, NULL},
     {"set_handler", set_handler, METH_O, NULL},
@@ -355,10 +427,12 @@ PyInit__core(void)
         return NULL;
     }
     lease_type = PyType_FromSpec(&lease_spec);
+    window_type = PyType_FromSpec(&window_spec);
     PyObject *ours = allocator_handler();
     PyObject *numpys = allocator_default_handler();
-    if (lease_type == NULL || ours == NULL || numpys == NULL
+    if (lease_type == NULL || window_type == NULL || ours == NULL || numpys == NULL
         || PyModule_AddObjectRef(module, "Lease", lease_type) != 0
+        || PyModule_AddObjectRef(module, "Window", window_type) != 0
         || PyModule_AddObjectRef(module, "HANDLER", ours) != 0
         || PyModule_AddObjectRef(module, "DEFAULT_HANDLER", numpys) != 0) {
         Py_CLEAR(module);

@@ -1,0 +1,107 @@
+"""A container that is being written, under a name of its own until it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+
+from xshm import process
+from xshm.codecs.buffers import Buffers
+from xshm.container import header as headers
+from xshm.container import names, preamble
+from xshm.container.mapped import ContainerHandle
+from xshm.container.room import reserve
+from xshm.container.writing import write_buffers
+from xshm.errors import ContainerExistsError
+
+
+class Draft:
+    """A new container, with its header and the bytes that were at hand; others may follow.
+
+    Parameters
+    ----------
+    header : dict
+        Without its buffers.
+    buffers : Buffers
+
+    Attributes
+    ----------
+    path : Path
+        A file that goes with this process, if it is not published before.
+    handle : ContainerHandle
+        For those who write the rest.
+    offsets : list of int
+        Where each buffer starts in the file.
+
+    Raises
+    ------
+    NoRoomError
+        Nothing is left behind.
+
+    Notes
+    -----
+    Invariant 5, "no store into a page that might not be there": all of the file is allocated
+    before anybody maps it to write to it.
+    """
+
+    def __init__(self, header: headers.Header, buffers: Buffers) -> None:
+        self.process = process.hold(self)
+        placed, data_nbytes = headers.place(buffers.sizes())
+        packed = headers.pack({**header, "buffers": placed})
+        data_offset = headers.aligned(preamble.NBYTES + len(packed))
+        generation = secrets.token_hex(16)
+        start = preamble.Preamble(
+            generation, preamble.NBYTES, len(packed), data_offset, data_offset + data_nbytes
+        )
+        self.nbytes = start.nbytes
+        self.offsets = [data_offset + offset for offset, _ in placed]
+        here = self.process.directory
+        self.path = self.process.new_draft()
+        self.handle = ContainerHandle(
+            str(self.path.relative_to(here.path)), generation, here.domain, writable=True
+        )
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.discard)
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            undo.callback(os.close, file)
+            reserve(here, file, 0, self.nbytes)
+            write_buffers(file, buffers, self.offsets)
+            os.pwrite(file, packed, start.header_offset)
+            os.pwrite(file, start.pack(packed), 0)
+            undo.pop_all()
+            os.close(file)
+
+    def publish(self, name: str, *, replace: bool) -> None:
+        """Give it its name: from now on everybody sees it, whole.
+
+        Raises
+        ------
+        ContainerExistsError
+            There is one of that name, and it was not to be replaced.
+        """
+        here = self.process.directory
+        path = names.path_of(here, name)
+        try:
+            with here.names_locked():
+                if replace:
+                    os.rename(self.path, path)
+                else:
+                    os.link(self.path, path)
+        except FileExistsError as error:
+            raise exists(name) from error
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Remove the file; no harm once it was published."""
+        self.path.unlink(missing_ok=True)
+        process.release(self)
+
+
+def exists(name: str) -> ContainerExistsError:
+    """The error for a name that is taken."""
+    return ContainerExistsError(
+        errno.EEXIST, f"container {name!r} exists: publish with mode='w' to replace it", name
+    )

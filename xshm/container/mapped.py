@@ -1,0 +1,214 @@
+"""Arrays that lie in containers: they go to another process as a handle, not as their bytes."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.lib.array_utils import byte_bounds
+from numpy.lib.stride_tricks import as_strided
+
+from xshm import _core, directory
+from xshm.container import names, preamble
+from xshm.errors import ContainerNotFoundError
+from xshm.whereabouts import bytes_spanned
+
+
+class ContainerHandle(NamedTuple):
+    """Which container: enough to find it from another process of the domain.
+
+    Attributes
+    ----------
+    path : str
+        Of its file, from the user's directory: ``containers/<name>``, or that of a draft.
+    generation : str
+        Another container may have the name by now; it is never taken for this one.
+    domain : str
+        The directory it is in.
+    writable : bool
+        Whether writes reach everybody (mode ``"r+"``), or are the process's own (``"r"``).
+    """
+
+    path: str
+    generation: str
+    domain: str
+    writable: bool = False
+
+    def open_file(self) -> int:
+        """Open the container's file.
+
+        Returns
+        -------
+        int
+            A descriptor, which is the caller's to close.
+
+        Raises
+        ------
+        ContainerNotFoundError
+            It was removed or replaced, or is in the directory of another host.
+        """
+        here = directory.configured()
+        name = self.path.rpartition("/")[2]
+        if here.domain != self.domain:
+            raise ContainerNotFoundError(
+                errno.ENOENT,
+                f"container {name!r} is not in the directory of this process, {here.path}: "
+                "it was published on another host, or in a Docker container of its own",
+                name,
+            )
+        file = names.open_file(here.path / self.path, write=self.writable)
+        try:
+            found = preamble.Preamble.unpack(
+                os.pread(file, preamble.NBYTES, 0), os.fstat(file).st_size
+            )
+            if found.generation != self.generation:
+                raise ContainerNotFoundError(
+                    errno.ENOENT,
+                    f"container {name!r} was published again since this was opened: open it "
+                    "again, and build anew what was built on it",
+                    name,
+                )
+        except BaseException:
+            os.close(file)
+            raise
+        return file
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayHandle:
+    """Where an array lies in a container: what travels in place of its bytes.
+
+    Attributes
+    ----------
+    container : ContainerHandle
+    offset : int
+        Of its first element, in bytes from the start of the file.
+    shape, strides : tuple of int
+        Strides in bytes.
+    dtype : dtype
+    """
+
+    container: ContainerHandle
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def __getitem__(self, key: Any) -> ArrayHandle:
+        """A part of it, by basic indexing; nothing is opened."""
+        # NumPy does the arithmetic, on an array that is never looked at.
+        whole = as_strided(np.empty(1, self.dtype), self.shape, self.strides)
+        part = whole[key]
+        offset = _address(part) - _address(whole)
+        return replace(self, offset=self.offset + offset, shape=part.shape, strides=part.strides)
+
+    def __setitem__(self, key: Any, values: Any) -> None:
+        """Write to a part of the array, in a container opened to be written to."""
+        self[(*key, ...)].open()[...] = values
+
+    def open(self) -> np.ndarray[Any, Any]:
+        """Map the array, and nothing else of its container."""
+        low, high = self._span()
+        if low == high:
+            return np.empty(self.shape, self.dtype)
+        file = self.container.open_file()
+        try:
+            return self._map(file, low, high)
+        finally:
+            os.close(file)
+
+    def _span(self) -> tuple[int, int]:
+        # Where its lowest byte is, and where its highest ends, from its first element.
+        if 0 in self.shape or self.dtype.itemsize == 0:
+            return 0, 0
+        ways = [(n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True)]
+        return sum(w for w in ways if w < 0), sum(w for w in ways if w > 0) + self.dtype.itemsize
+
+    def _map(self, file: int, low: int, high: int) -> np.ndarray[Any, Any]:
+        window = MappedArray.map(self.container, file, self.offset + low, high - low)
+        return window.part(-low, self.shape, self.strides, self.dtype)
+
+
+def _address(x: np.ndarray[Any, Any]) -> int:
+    return x.__array_interface__["data"][0]  # type: ignore[no-any-return]
+
+
+class MappedArray(np.ndarray[Any, Any]):
+    """An array that lies in a container, or a view of a part of it.
+
+    It is an ndarray in every respect but one: pickled, it is a handle of a few hundred bytes,
+    as long as its bytes are still those of the container. New arrays that are computed from it
+    are ordinary ones.
+
+    Notes
+    -----
+    Invariant 4, "a lease that has been written to is never handed on as the original", holds
+    here too: an array whose pages this process has written to is pickled with its bytes.
+    """
+
+    _xshm_plain = True  # to be stored as if it were an ndarray itself
+    _container: ContainerHandle | None = None
+    _window: np.ndarray[Any, Any] | None = None  # all bytes of the mapping that this lies in
+    _window_offset: int = 0  # of the window, in the file
+
+    @classmethod
+    def map(cls, container: ContainerHandle, file: int, offset: int, nbytes: int) -> Self:
+        """Map bytes of a container's open file, as a one-dimensional array of uint8."""
+        mapping = memoryview(_core.map_window(file, offset, nbytes, container.writable))
+        window = np.frombuffer(mapping, np.uint8)
+        self: Self = window.view(cls)
+        self._container, self._window, self._window_offset = container, window, offset
+        return self
+
+    def part(
+        self, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> np.ndarray[Any, Any]:
+        """A view of these bytes as an array; it was checked that it lies in them."""
+        array = np.ndarray(shape, dtype, self._window, offset, strides).view(type(self))
+        array._container, array._window = self._container, self._window
+        array._window_offset = self._window_offset
+        return array
+
+    def __array_finalize__(self, origin: object) -> None:
+        # A copy has no base, and must not keep the mapping.
+        if isinstance(origin, MappedArray) and self.base is not None:
+            self._container, self._window = origin._container, origin._window
+            self._window_offset = origin._window_offset
+
+    def __array_wrap__(
+        self, array: Any, context: Any = None, return_scalar: bool = False, /
+    ) -> Any:
+        # Results of computations lie in memory of their own.
+        array = array.view(np.ndarray)
+        return array[()] if return_scalar else array
+
+    def handle(self) -> ArrayHandle | None:
+        """What another process needs to see the same bytes; None if they are not the same."""
+        if self._container is None or self._window is None or self.size == 0:
+            return None
+        start, end = byte_bounds(self._window)
+        low, high = byte_bounds(self)
+        if not start <= low <= high <= end:  # a copy, made by a method of ndarray
+            return None
+        if not self._container.writable and _core.was_written(bytes_spanned(self)):
+            return None
+        first = _address(self)
+        return ArrayHandle(
+            self._container,
+            self._window_offset + first - start,
+            self.shape,
+            self.strides,
+            self.dtype,
+        )
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        handle = self.handle()
+        if handle is None:
+            return self.view(np.ndarray).__reduce_ex__(protocol)
+        return ArrayHandle.open, (handle,)
+
+    def __reduce__(self) -> Any:
+        return self.__reduce_ex__(2)

@@ -1,0 +1,102 @@
+"""Names of containers, and the files behind them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from xshm.directory import Directory
+from xshm.errors import ContainerNameError, ContainerNotFoundError, FormatError
+
+_MAX_NAME = 200  # bytes: file names have 255
+
+
+def check(name: object) -> str:
+    """A name that a container can have.
+
+    Raises
+    ------
+    ContainerNameError
+        It is empty, too long, has a slash or a control character, or starts with a dot.
+    """
+    if (
+        isinstance(name, str)
+        and name.isprintable()  # so that it can be encoded, too
+        and 0 < len(name.encode()) <= _MAX_NAME
+        and "/" not in name
+        and not name.startswith(".")
+    ):
+        return str(name)
+    raise ContainerNameError(
+        f"expected the name of a container, found {str(name)[:80]!r}: a text of at most "
+        f"{_MAX_NAME} bytes, without slashes and control characters, that does not start with a dot"
+    )
+
+
+def path_of(directory: Directory, name: str) -> Path:
+    """Where the container of that name is, if there is one."""
+    return directory.containers / check(name)
+
+
+def open_file(path: Path, *, write: bool = False) -> int:
+    """Open the file of a container.
+
+    Returns
+    -------
+    int
+        A descriptor, which is the caller's to close.
+
+    Raises
+    ------
+    ContainerNotFoundError
+        There is none.
+    FormatError
+        It is not an ordinary file of this user, which nobody else may open.
+    """
+    access = os.O_RDWR if write else os.O_RDONLY
+    try:
+        # A FIFO would block without O_NONBLOCK; a link is not followed: invariant 9.
+        descriptor = os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise ContainerNotFoundError(
+            errno.ENOENT,
+            f"there is no container {path.name!r} in {path.parent} (xshm ls shows which there are)",
+            path.name,
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.EACCES):
+            raise
+        raise FormatError(
+            f"expected a container at {path}, found a link, a folder, a socket or somebody "
+            f"else's file ({error.strerror})"
+        ) from error
+    status = os.fstat(descriptor)
+    if (
+        not stat.S_ISREG(status.st_mode)
+        or status.st_uid != os.geteuid()
+        or stat.S_IMODE(status.st_mode) & 0o077
+    ):
+        os.close(descriptor)
+        raise FormatError(
+            f"expected an ordinary file of user {os.geteuid()} with mode 600 at {path}, found "
+            f"mode {stat.filemode(status.st_mode)} of user {status.st_uid}"
+        )
+    return descriptor
+
+
+def all_in(directory: Directory) -> list[str]:
+    """The names in use, sorted."""
+    return sorted(name for name in os.listdir(directory.containers) if not name.startswith("."))
+
+
+def remove(directory: Directory, name: str) -> bool:
+    """Take a name away. Who has its container open keeps it; the last one frees the memory.
+
+    Returns
+    -------
+    bool
+        Whether there was one.
+    """
+    return directory.remove_name(check(name))

@@ -1,0 +1,31 @@
+"""Room in the directory, taken before it is used."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from xshm.directory import Directory
+from xshm.errors import NoRoomError
+
+
+def reserve(here: Directory, file: int, offset: int, nbytes: int) -> None:
+    """Allocate bytes of a file.
+
+    Raises
+    ------
+    NoRoomError
+    """
+    try:
+        os.posix_fallocate(file, offset, nbytes)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        free, total = here.room()
+        raise NoRoomError(
+            errno.ENOSPC,
+            f"the container needs {nbytes / 2**20:.1f} MiB, and {here.path.parent} has "
+            f"{free / 2**20:.1f} of {total / 2**20:.1f} MiB free: remove other containers "
+            "(xshm ls, xshm rm NAME), make it larger (mount -o remount,size=8g), or set "
+            "xshm.directory to a larger tmpfs",
+        ) from error
