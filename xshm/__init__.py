@@ -18,21 +18,47 @@ if not hasattr(_core, "HANDLER"):  # the folder of its sources, which Python tak
     raise ImportError("the C core of xshm is not built here: pip install -e . builds it in place")
 
 from xshm.allocation import allocator, disable, enable, trim
-from xshm.errors import DirectoryError, HandleError, LostHandleError, XshmError
+from xshm.errors import (
+    ContainerExistsError,
+    ContainerNameError,
+    ContainerNotFoundError,
+    DirectoryError,
+    FormatError,
+    HandleError,
+    LostHandleError,
+    NoRoomError,
+    UnsupportedError,
+    XshmError,
+)
 from xshm.statistics import stats
 from xshm.whereabouts import is_shared
 
 config.install_defaults()
 
+from xshm.publish import publish
+from xshm.shared_dataset import SharedDataset, list, open, unlink
+from xshm.xarray import accessor as _accessor  # noqa: F401  # registers .xshm
+
 __all__ = [
+    "ContainerExistsError",
+    "ContainerNameError",
+    "ContainerNotFoundError",
     "DirectoryError",
+    "FormatError",
     "HandleError",
     "LostHandleError",
+    "NoRoomError",
+    "SharedDataset",
+    "UnsupportedError",
     "XshmError",
     "allocator",
     "disable",
     "enable",
     "is_shared",
+    "list",
+    "open",
+    "publish",
     "stats",
     "trim",
+    "unlink",
 ]

@@ -84,11 +84,11 @@ def _lock_if_dead(directory: Directory, process: str):  # type: ignore[no-untype
         os.close(descriptor)
 
 
-def bind_to_life(directory: Directory, process: str, number: int, name: str) -> None:
+def bind_to_life(directory: Directory, process: str, name: str) -> None:
     """Have a container's name removed when a process ends, unless it names another file then."""
     inode = (directory.containers / name).lstat().st_ino
     # A link that leads nowhere: its target is the note, as with the directory's domain.
-    os.symlink(f"{inode}/{name}", directory.segments / f"{process}.{number:x}{_LIFETIME}")
+    os.symlink(f"{inode}/{name}", directory.segments / f"{process}.{inode:x}{_LIFETIME}")
 
 
 def _remove(directory: Directory, process: str, names: list[str]) -> None:

@@ -62,10 +62,6 @@ class Process:
         """The path of a file in which to write a container, never given before."""
         return self.directory.segments / f"{self.id}.{next(self._numbers):x}.draft"
 
-    def owns(self, name: str) -> None:
-        """Have a container removed when this process ends, however it ends."""
-        janitor.bind_to_life(self.directory, self.id, next(self._numbers), name)
-
     def withdraw(self, token: str) -> None:
         """Remove a token if it is still there, and is this process's and not its parent's."""
         if token.startswith(self.id):

@@ -8,7 +8,12 @@ import numpy as np
 
 
 class Buffers:
-    """The raw buffers that encoders asked for, numbered from 0, before anything is written.
+    """The raw buffers that encoders asked for, numbered, before anything is written.
+
+    Parameters
+    ----------
+    first : int, optional
+        Number of the first one.
 
     Attributes
     ----------
@@ -17,7 +22,8 @@ class Buffers:
         number of bytes to reserve for somebody who writes them later.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first: int = 0) -> None:
+        self._first = first
         self.sources: list[np.ndarray[Any, Any] | int] = []
 
     def add(self, x: np.ndarray[Any, Any]) -> int:
@@ -29,12 +35,12 @@ class Buffers:
         if x.dtype.hasobject or x.dtype.kind == "T":
             raise TypeError(f"expected a dtype without references, found {x.dtype}")
         self.sources.append(x)
-        return len(self.sources) - 1
+        return self._first + len(self.sources) - 1
 
     def reserve(self, nbytes: int) -> int:
         """Ask for bytes that somebody writes later."""
         self.sources.append(nbytes)
-        return len(self.sources) - 1
+        return self._first + len(self.sources) - 1
 
     def sizes(self) -> list[int]:
         """The bytes of each buffer."""

@@ -14,6 +14,7 @@ from xshm.container import names, preamble
 from xshm.container.mapped import ContainerHandle
 from xshm.container.room import reserve
 from xshm.container.writing import write_buffers
+from xshm.directory import configured
 from xshm.errors import ContainerExistsError
 
 
@@ -73,31 +74,31 @@ class Draft:
             undo.pop_all()
             os.close(file)
 
-    def publish(self, name: str, *, replace: bool) -> None:
-        """Give it its name: from now on everybody sees it, whole.
-
-        Raises
-        ------
-        ContainerExistsError
-            There is one of that name, and it was not to be replaced.
-        """
-        here = self.process.directory
-        path = names.path_of(here, name)
-        try:
-            with here.names_locked():
-                if replace:
-                    os.rename(self.path, path)
-                else:
-                    os.link(self.path, path)
-        except FileExistsError as error:
-            raise exists(name) from error
-        finally:
-            self.discard()
-
     def discard(self) -> None:
-        """Remove the file; no harm once it was published."""
+        """Remove the file; the container stays if it was published."""
         self.path.unlink(missing_ok=True)
         process.release(self)
+
+
+def publish(draft: ContainerHandle, name: str, *, replace: bool) -> ContainerHandle:
+    """Give a draft its name: from now on everybody sees it, whole.
+
+    Raises
+    ------
+    ContainerExistsError
+        There is one of that name, and it was not to be replaced.
+    """
+    here = configured()
+    path = names.path_of(here, name)
+    try:
+        with here.names_locked():
+            if replace:
+                os.rename(here.path / draft.path, path)
+            else:
+                os.link(here.path / draft.path, path)
+    except FileExistsError as error:
+        raise exists(name) from error
+    return draft._replace(path=str(path.relative_to(here.path)), writable=False)
 
 
 def exists(name: str) -> ContainerExistsError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
@@ -12,6 +13,7 @@ from numpy.lib.array_utils import byte_bounds
 from numpy.lib.stride_tricks import as_strided
 
 from xshm import _core, directory
+from xshm.codecs.ndarrays import Layout
 from xshm.container import names, preamble
 from xshm.errors import ContainerNotFoundError
 from xshm.whereabouts import bytes_spanned
@@ -37,6 +39,23 @@ class ContainerHandle(NamedTuple):
     domain: str
     writable: bool = False
 
+    @property
+    def name(self) -> str:
+        """By which it was published."""
+        return self.path.rpartition("/")[2]
+
+    def array(self, layout: Layout, offsets: Sequence[int]) -> ArrayHandle:
+        """Where an array of the container lies.
+
+        Parameters
+        ----------
+        layout : Layout
+        offsets : sequence of int
+            Of the buffers, in the file.
+        """
+        start = 0 if layout.buffer is None else offsets[layout.buffer]
+        return ArrayHandle(self, start + layout.offset, layout.shape, layout.strides, layout.dtype)
+
     def open_file(self) -> int:
         """Open the container's file.
 
@@ -51,13 +70,12 @@ class ContainerHandle(NamedTuple):
             It was removed or replaced, or is in the directory of another host.
         """
         here = directory.configured()
-        name = self.path.rpartition("/")[2]
         if here.domain != self.domain:
             raise ContainerNotFoundError(
                 errno.ENOENT,
-                f"container {name!r} is not in the directory of this process, {here.path}: "
+                f"container {self.name!r} is not in the directory of this process, {here.path}: "
                 "it was published on another host, or in a Docker container of its own",
-                name,
+                self.name,
             )
         file = names.open_file(here.path / self.path, write=self.writable)
         try:
@@ -67,9 +85,9 @@ class ContainerHandle(NamedTuple):
             if found.generation != self.generation:
                 raise ContainerNotFoundError(
                     errno.ENOENT,
-                    f"container {name!r} was published again since this was opened: open it "
+                    f"container {self.name!r} was published again since this was opened: open it "
                     "again, and build anew what was built on it",
-                    name,
+                    self.name,
                 )
         except BaseException:
             os.close(file)
@@ -212,3 +230,11 @@ class MappedArray(np.ndarray[Any, Any]):
 
     def __reduce__(self) -> Any:
         return self.__reduce_ex__(2)
+
+
+def lies_in_container(x: np.ndarray[Any, Any]) -> bool:
+    """Whether an array's bytes are mapped from a container, written to since or not."""
+    owner: Any = x
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    return isinstance(owner, memoryview) and isinstance(owner.obj, _core.Window)

@@ -1,0 +1,102 @@
+"""``engine="xshm"``: containers through ``xarray.open_dataset`` and ``open_datatree``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import xarray as xr
+from xarray.backends import BackendEntrypoint
+
+from xshm.container.container import MappedContainer
+from xshm.shared_dataset import SharedDataset
+from xshm.xarray.from_container import Decoder
+from xshm.xarray.variable import NamedContainerVariable
+
+
+class XshmBackend(BackendEntrypoint):
+    """Opens containers by name, or a :class:`xshm.SharedDataset`.
+
+    Nothing in a container is encoded, so the options that say what to decode have no effect.
+    """
+
+    description = "Open labelled arrays in shared memory, without a copy"
+    open_dataset_parameters = (
+        "filename_or_obj",
+        "drop_variables",
+        "group",
+        "mask_and_scale",
+        "decode_times",
+        "concat_characters",
+        "decode_coords",
+        "use_cftime",
+        "decode_timedelta",
+    )
+    supports_groups = True
+
+    def guess_can_open(self, filename_or_obj: Any) -> bool:
+        """Whether it is a handle; a name alone could be that of any file."""
+        return isinstance(filename_or_obj, SharedDataset)
+
+    def open_dataset(  # the options are those that xarray.open_dataset passes on
+        self,
+        filename_or_obj: Any,
+        *,
+        drop_variables: str | Iterable[str] | None = None,
+        group: str | None = None,
+        mask_and_scale: Any = None,
+        decode_times: Any = None,
+        concat_characters: Any = None,
+        decode_coords: Any = None,
+        use_cftime: Any = None,
+        decode_timedelta: Any = None,
+    ) -> xr.Dataset:
+        """The Dataset of a container, or of one group of it."""
+        decoder = _decoder(filename_or_obj)
+        return decoder.dataset(_absolute(group), _names(drop_variables))
+
+    def open_groups_as_dict(
+        self,
+        filename_or_obj: Any,
+        *,
+        drop_variables: str | Iterable[str] | None = None,
+        group: str | None = None,
+        mask_and_scale: Any = None,
+        decode_times: Any = None,
+        concat_characters: Any = None,
+        decode_coords: Any = None,
+        use_cftime: Any = None,
+        decode_timedelta: Any = None,
+    ) -> dict[str, xr.Dataset]:
+        """The Datasets of all groups at and below one, by their paths from there."""
+        decoder = _decoder(filename_or_obj)
+        return decoder.datasets(_absolute(group), _names(drop_variables))
+
+    def open_datatree(
+        self,
+        filename_or_obj: Any,
+        *,
+        drop_variables: str | Iterable[str] | None = None,
+        group: str | None = None,
+        **decoders: Any,
+    ) -> xr.DataTree:
+        """The groups at and below one, as a DataTree."""
+        decoder = _decoder(filename_or_obj)
+        return decoder.data_tree(_absolute(group), _names(drop_variables))
+
+
+def _decoder(which: Any) -> Decoder:
+    if isinstance(which, SharedDataset):
+        return Decoder(which.map())
+    # A plain name is not enough to tell two containers apart.
+    return Decoder(MappedContainer.open(which), NamedContainerVariable)
+
+
+def _absolute(group: str | None) -> str:
+    return "/" + (group or "").strip("/")
+
+
+def _names(drop_variables: str | Iterable[str] | None) -> Collection[str]:
+    if drop_variables is None:
+        return ()
+    return {drop_variables} if isinstance(drop_variables, str) else set(drop_variables)

@@ -1,0 +1,221 @@
+"""Labelled objects made of a container; their large arrays are not looked at."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xshm.codecs import arrays, indexes, scalars
+from xshm.container.container import MappedContainer
+from xshm.container.header import Header
+from xshm.container.mapped import ContainerHandle
+from xshm.errors import FormatError
+from xshm.xarray.adapter import ContainerArray
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedArray:
+    """An array that has to be decoded, strings for one, and where it lies.
+
+    Attributes
+    ----------
+    container : ContainerHandle
+    spec : dict
+        Its entry in the header.
+    shape : tuple of int
+    dtype : dtype
+    """
+
+    container: ContainerHandle
+    spec: Header
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def open(self) -> np.ndarray[Any, Any]:
+        """Decode it. What others cannot see, nobody can write."""
+        array: np.ndarray[Any, Any] = arrays.decode(self.spec, MappedContainer.open(self.container))
+        array.flags.writeable = not self.container.writable
+        return array
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Entries of a header are as the specification says, or a FormatError is raised."""
+    try:
+        yield
+    except FormatError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise FormatError(
+            f"expected the entry of {what} to be as docs/format.md says, found otherwise: {error!r}"
+        ) from error
+
+
+class Decoder:
+    """Makes xarray objects of a container.
+
+    Parameters
+    ----------
+    mapped : MappedContainer
+    variable : type, optional
+        Of the variables that are made, but for those of indexes.
+    """
+
+    def __init__(self, mapped: MappedContainer, variable: type[xr.Variable] = xr.Variable) -> None:
+        self._mapped = mapped
+        self._header = mapped.container.header
+        self._handle = mapped.container.handle
+        self._sizes = mapped.container.sizes()
+        self._new_variable = variable
+
+    def dataset(self, path: str = "/", drop: Collection[Hashable] = ()) -> xr.Dataset:
+        """The Dataset of a group.
+
+        Parameters
+        ----------
+        path : str
+            From the root, which is ``"/"``.
+        drop : collection of hashable
+            Names of variables to leave out.
+
+        Raises
+        ------
+        KeyError
+            There is no such group.
+        """
+        for group in groups_of(self._header):
+            if group["path"] == path:
+                with reading(f"group {path!r}"):
+                    return self._dataset(group, drop)
+        raise KeyError(
+            f"there is no group {path!r}: expected one of "
+            f"{[group['path'] for group in groups_of(self._header)]}"
+        )
+
+    def data_array(self) -> xr.DataArray:
+        """The DataArray, if that was published."""
+        dataset = self.dataset()
+        with reading("the DataArray"):
+            (array,) = dataset.data_vars.values()
+            return array.rename(scalars.decode(self._header["name"]))
+
+    def datasets(self, root: str = "/", drop: Collection[Hashable] = ()) -> dict[str, xr.Dataset]:
+        """The Datasets of all groups at and below one, by their paths from there."""
+        prefix = "/" if root == "/" else root + "/"
+        found = {root: self.dataset(root, drop)}
+        for group in groups_of(self._header):
+            if group["path"].startswith(prefix) and group["path"] != root:
+                found[group["path"]] = self.dataset(group["path"], drop)
+        return {"/" + path[len(prefix) :]: dataset for path, dataset in found.items()}
+
+    def data_tree(self, root: str = "/", drop: Collection[Hashable] = ()) -> xr.DataTree:
+        """The groups at and below one."""
+        datasets = self.datasets(root, drop)
+        with reading("the DataTree"):
+            name = (
+                scalars.decode(self._header.get("name")) if root == "/" else root.rpartition("/")[2]
+            )
+            return xr.DataTree.from_dict(datasets, name=name)
+
+    def array(self) -> np.ndarray[Any, Any]:
+        """The NumPy array, if that was published."""
+        with reading("the array"):
+            data = self._data(self._header["array"])
+            return data.array if isinstance(data, ContainerArray) else data  # type: ignore[no-any-return]
+
+    def _dataset(self, group: Header, drop: Collection[Hashable]) -> xr.Dataset:
+        entries = {scalars.decode(entry["name"]): entry for entry in group["variables"]}
+        plain = {
+            name: self._variable(entry)
+            for name, entry in entries.items()
+            if "index" not in entry and name not in drop
+        }
+        made: dict[Hashable, xr.Variable] = {}
+        of_name: dict[Hashable, xr.Index] = {}
+        for spec in group["indexes"]:
+            names = [scalars.decode(name) for name in spec["names"]]
+            if not drop or not set(names) & set(drop):
+                index = indexes.decode(
+                    spec, {n: plain[n] for n in names if n in plain}, self._mapped
+                )
+                of_name |= dict.fromkeys(names, index)
+                if indexes.holds_values(spec):
+                    labels = {name: self._labels(entries[name]) for name in names}
+                    made |= indexes.create_variables(index, labels)
+        variables = {**plain, **made}
+        kept = [name for name in entries if name in variables]
+        is_coordinate = {name for name in kept if entries[name]["coordinate"] is True}
+        coordinates = xr.Coordinates(
+            {name: variables[name] for name in kept if name in is_coordinate}, of_name
+        )
+        dataset = xr.Dataset(
+            {name: variables[name] for name in kept if name not in is_coordinate},
+            coordinates,
+            scalars.decode(group["attrs"]),
+        )
+        dataset.encoding = scalars.decode(group["encoding"])
+        return dataset[kept]  # in the order of old
+
+    def _labels(self, entry: Header) -> xr.Variable:
+        # xarray takes the attributes of an index's variable from a variable of that name.
+        return xr.Variable(
+            (), 0, scalars.decode(entry["attrs"]), scalars.decode(entry["encoding"]), fastpath=True
+        )
+
+    def _variable(self, entry: Header) -> xr.Variable:
+        dims = tuple(scalars.decode(dim) for dim in entry["dims"])
+        encoding = scalars.decode(entry["encoding"])
+        if "chunks" in entry:
+            encoding["preferred_chunks"] = dict(
+                zip(dims, map(_chunk_size, entry["chunks"]), strict=True)
+            )
+        data = self._data(entry["data"])
+        if len(dims) != data.ndim:
+            raise FormatError(f"expected {data.ndim} dims, found {dims}")
+        return self._new_variable(
+            dims, data, scalars.decode(entry["attrs"]), encoding, fastpath=True
+        )
+
+    def _data(self, spec: Header) -> Any:
+        layout = arrays.layout(spec)
+        if layout is not None:
+            arrays.check(spec, self._sizes)
+            if 0 in layout.shape:
+                return np.empty(layout.shape, layout.dtype)
+            return ContainerArray(
+                self._mapped.array(
+                    layout.buffer, layout.offset, layout.shape, layout.strides, layout.dtype
+                )
+            )
+        shape, dtype = arrays.shape_and_dtype(spec)
+        if isinstance(dtype, np.dtype):
+            return ContainerArray(EncodedArray(self._handle, spec, shape, dtype))
+        return arrays.decode(spec, self._mapped)
+
+
+def _chunk_size(sizes: list[int]) -> int | tuple[int, ...]:
+    # As xarray gives it: one number where all chunks are equal, but for a smaller last one.
+    if all(type(n) is int and n >= 0 for n in sizes):
+        is_regular = set(sizes[:-1]) <= {sizes[0]} and sizes[-1] <= sizes[0]
+        return sizes[0] if is_regular else tuple(sizes)
+    raise FormatError(f"expected sizes of chunks, found {sizes!r}")
+
+
+def groups_of(header: Header) -> list[Header]:
+    """The entries of the groups, the root first.
+
+    Raises
+    ------
+    FormatError
+    """
+    groups = header.get("groups")
+    if not isinstance(groups, list) or not all(
+        isinstance(g, dict) and isinstance(g.get("path"), str) for g in groups
+    ):
+        raise FormatError("expected a header with a list of groups, each with a path")
+    return groups
