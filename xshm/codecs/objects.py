@@ -9,12 +9,11 @@ import numpy as np
 
 from xshm.codecs import calendars, dtypes, flat, scalars, strings
 from xshm.codecs.buffers import Buffers, Source
-from xshm.codecs.flat import Array
 from xshm.codecs.specs import Json, Spec, malformed, size
 from xshm.errors import UnsupportedError
 
 
-def encode(x: Array, buffers: Buffers, where: str) -> Spec:
+def encode(x: flat.Array, buffers: Buffers, where: str) -> Spec:
     """An array of objects, in the most compact of the kinds that can hold it.
 
     Raises
@@ -31,7 +30,7 @@ def encode(x: Array, buffers: Buffers, where: str) -> Spec:
     return {**spec, **dtype, **flat.outline(x)}
 
 
-def decode(spec: Spec, source: Source) -> Array:
+def decode(spec: Spec, source: Source) -> flat.Array:
     """The array of objects of a spec.
 
     Raises
@@ -48,7 +47,7 @@ def decode(spec: Spec, source: Source) -> Array:
     return flat.objects(map(scalars.decode, encoded), spec)
 
 
-def _encode_each(values: list[Any], x: Array, where: str) -> list[Json]:
+def _encode_each(values: list[Any], x: flat.Array, where: str) -> list[Json]:
     encoded: list[Json] = []
     try:
         for value in values:

@@ -23,6 +23,7 @@ from xshm.errors import FormatError
 _MAX_DEPTH = 64  # of containers in containers; each takes up to three levels of JSON
 
 _TYPES = {t.__name__: t for t in (str, bytes, int, float, bool, complex, object)}
+_MISSING = {"NA": pd.NA, "NaT": pd.NaT}
 _ADVICE = "convert it to a plain value (a number, a string, a list, a dict, an array), or remove it"
 
 
@@ -135,6 +136,11 @@ def _decode_float(spec: Json) -> float:
     return value
 
 
+def _decode_complex(spec: Json) -> complex:
+    parts = items(spec, object, object, what="the parts of a complex")
+    return complex(*(read(_decode(part), float, "a part of a complex") for part in parts))
+
+
 def _encode_array(value: Any, where: str) -> Json:
     buffers = Buffers()
     spec = arrays.encode(value, buffers, where)
@@ -182,8 +188,9 @@ def _decode(spec: Json) -> Any:
         return _DECODERS[tag](inner)
     except FormatError:
         raise
-    except (ValueError, TypeError, ArithmeticError, Warning) as error:
-        # Not to be parsed, or hashed; out of range; warned of, where warnings are errors
+    except (LookupError, ValueError, TypeError, ArithmeticError, Warning) as error:
+        # No such name; not to be parsed, or hashed; out of range; warned of, where warnings are
+        # errors.
         raise malformed(f"what is tagged {tag!r}", inner) from error
 
 
@@ -207,10 +214,6 @@ def _decode_interval(spec: Json) -> Any:
     return pd.Interval(_decode(left), _decode(right), closed)
 
 
-def _decode_type(spec: Json) -> type:
-    return _TYPES[read(spec, str, "the name of a type")]
-
-
 _ENCODERS: dict[type, tuple[str, Callable[[Any, str], Json]]] = {
     bytes: ("bytes", lambda value, where: pack(value)),
     complex: (
@@ -223,4 +226,30 @@ _ENCODERS: dict[type, tuple[str, Callable[[Any, str], Json]]] = {
     type(pd.NA): ("missing", lambda value, where: "NA"),
     type(pd.NaT): ("missing", lambda value, where: "NaT"),
     **times.ENCODERS,
+}
+
+# For each tag what decodes it. The modules that import this one are looked into no
+# sooner than needed.
+_DECODERS: dict[str, Callable[[Json], Any]] = {
+    "int": lambda spec: int(read(spec, str, "a large int"), 16),
+    "str": _decode_text,
+    "float": _decode_float,
+    "bytes": unpack,
+    "complex": _decode_complex,
+    "decimal": lambda spec: decimal.Decimal(read(spec, str, "a decimal number")),
+    "type": lambda spec: _TYPES[spec],
+    "missing": lambda spec: _MISSING[spec],
+    "tuple": lambda spec: tuple(_decode_all(spec)),
+    "set": lambda spec: set(_decode_all(spec)),
+    "frozenset": lambda spec: frozenset(_decode_all(spec)),
+    "dict": _decode_dict,
+    "slice": _decode_slice,
+    "Interval": _decode_interval,
+    "numpy": _decode_numpy,
+    "numpy.str": lambda spec: np.str_(read(_decode(spec), str, "a string")),
+    "numpy.bytes": lambda spec: np.bytes_(unpack(spec)),
+    "dtype": lambda spec: dtypes.decode_any(spec),
+    "array": _decode_array,
+    "cftime": lambda spec: calendars.decode_date(spec),
+    **times.DECODERS,
 }

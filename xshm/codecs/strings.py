@@ -12,13 +12,12 @@ import numpy as np
 
 from xshm.codecs import dtypes, flat
 from xshm.codecs.buffers import Buffers, Source
-from xshm.codecs.flat import Array
 from xshm.codecs.specs import Spec, malformed
 
 _STR, _BYTES = 0, 5  # codes beside those of flat.MISSING
 
 
-def encode_fixed(x: Array, buffers: Buffers, where: str) -> Spec:
+def encode_fixed(x: flat.Array, buffers: Buffers, where: str) -> Spec:
     """An array of ``StringDType``.
 
     Raises
@@ -40,7 +39,7 @@ def encode_fixed(x: Array, buffers: Buffers, where: str) -> Spec:
     }
 
 
-def decode_fixed(spec: Spec, source: Source) -> Array:
+def decode_fixed(spec: Spec, source: Source) -> flat.Array:
     """The array of ``StringDType`` of a spec.
 
     Raises
@@ -92,7 +91,7 @@ def encode_objects(values: list[Any], buffers: Buffers) -> Spec | None:
     }
 
 
-def decode_objects(spec: Spec, source: Source) -> Array:
+def decode_objects(spec: Spec, source: Source) -> flat.Array:
     """The array of objects of a spec.
 
     Raises
@@ -122,7 +121,7 @@ def add_parts(parts: list[bytes], buffers: Buffers) -> Spec:
     return {"offsets": buffers.add(offsets), "bytes": flat.add(joined, buffers)}
 
 
-def read_offsets(spec: Spec, source: Source, length: int) -> tuple[Array, Array]:
+def read_offsets(spec: Spec, source: Source, length: int) -> tuple[flat.Array, flat.Array]:
     """The offsets of so many strings, and the bytes of all of them.
 
     Raises
