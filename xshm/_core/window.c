@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* Invariant 8, "nothing in a container is trusted": a mapping past the end of its file would
+/* Invariant 8, "nothing in it is trusted": a mapping past the end of its file would
  * end the process (SIGBUS) at the first look. */
 int
 window_map(int file, off_t offset, size_t length, bool shared, window *w)
