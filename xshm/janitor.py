@@ -13,12 +13,56 @@ import errno
 import fcntl
 import logging
 import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 from xshm.directory import PROCESS_ID, Directory
 
 logger = logging.getLogger(__name__)
 
 _LIFETIME = ".lifetime"
+
+
+class Remains(NamedTuple):
+    """What there is of a process, to be removed.
+
+    Attributes
+    ----------
+    process : str
+        Its id.
+    files : dict of Path to os.stat_result
+        Containers bound to its life among them; its own file last.
+    """
+
+    process: str
+    files: dict[Path, os.stat_result]
+
+    def remove(self, directory: Directory) -> None:
+        """Remove all of it."""
+        for file, status in self.files.items():
+            if file.parent == directory.containers:
+                directory.remove_name(file.name, status.st_ino)
+            else:
+                file.unlink(missing_ok=True)  # another janitor was faster
+
+
+def remains(directory: Directory) -> Iterator[Remains]:
+    """What the dead left. Until the next one is asked for, nobody else finds this one dead.
+
+    Notes
+    -----
+    Segments are listed before processes: a file seen in the first list had its process's
+    file then, so that one missing from the second has ended since, in order or not.
+    """
+    owned: dict[str, list[str]] = {}
+    for name in os.listdir(directory.segments):
+        owned.setdefault(name.partition(".")[0], []).append(name)
+    for process in sorted({*owned, *os.listdir(directory.processes)}):
+        with _lock_if_dead(directory, process) as is_dead:
+            if is_dead:
+                yield _remains_of(directory, process, owned.get(process, []))
 
 
 def clean(directory: Directory) -> list[str]:
@@ -32,21 +76,11 @@ def clean(directory: Directory) -> list[str]:
     -------
     list of str
         The ids of the processes that were found dead.
-
-    Notes
-    -----
-    Segments are listed before processes: a file seen in the first list had its process's
-    file then, so that one missing from the second has ended since, in order or not.
     """
-    owned: dict[str, list[str]] = {}
-    for name in os.listdir(directory.segments):
-        owned.setdefault(name.partition(".")[0], []).append(name)
     dead = []
-    for process in {*owned, *os.listdir(directory.processes)}:
-        with _lock_if_dead(directory, process) as is_dead:
-            if is_dead:
-                _remove(directory, process, owned.get(process, []))
-                dead.append(process)
+    for left in remains(directory):
+        left.remove(directory)
+        dead.append(left.process)
     if dead:
         logger.debug("removed what %d dead processes left in %s", len(dead), directory.path)
     return dead
@@ -55,11 +89,11 @@ def clean(directory: Directory) -> list[str]:
 def remove_all_of(directory: Directory, process: str) -> None:
     """Remove every file of a process that is about to end, its own file last."""
     names = [n for n in os.listdir(directory.segments) if n.partition(".")[0] == process]
-    _remove(directory, process, names)
+    _remains_of(directory, process, names).remove(directory)
 
 
 @contextlib.contextmanager
-def _lock_if_dead(directory: Directory, process: str):  # type: ignore[no-untyped-def]
+def _lock_if_dead(directory: Directory, process: str) -> Iterator[bool]:
     """Whether a process is dead; while the block runs, nobody else will find that."""
     if not PROCESS_ID.fullmatch(process):
         yield False  # not a name of ours: leave it to whoever made it
@@ -91,15 +125,20 @@ def bind_to_life(directory: Directory, process: str, name: str) -> None:
     os.symlink(f"{inode}/{name}", directory.segments / f"{process}.{inode:x}{_LIFETIME}")
 
 
-def _remove(directory: Directory, process: str, names: list[str]) -> None:
+def _remains_of(directory: Directory, process: str, names: list[str]) -> Remains:
+    bound = {}
     for name in names:
         if name.endswith(_LIFETIME):
             # Another janitor was faster; or it is no link of ours.
             with contextlib.suppress(OSError):
                 inode, _, container = os.readlink(directory.segments / name).partition("/")
                 if inode.isdecimal() and container and "/" not in container:
-                    directory.remove_name(container, int(inode))
-    for file in [*(directory.segments / name for name in names), directory.processes / process]:
-        # Another janitor was faster; or it is somebody's folder.
-        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-            file.unlink()
+                    bound[directory.containers / container] = int(inode)
+    files = {}
+    own = [*(directory.segments / name for name in names), directory.processes / process]
+    for file in [*bound, *own]:
+        with contextlib.suppress(FileNotFoundError):
+            status = file.lstat()
+            if not stat.S_ISDIR(status.st_mode) and bound.get(file) in (None, status.st_ino):
+                files[file] = status
+    return Remains(process, files)

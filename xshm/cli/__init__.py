@@ -1,0 +1,1 @@
+"""The command line: ``xshm ls``, ``info``, ``rm``, ``gc`` and ``df``."""

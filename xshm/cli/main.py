@@ -1,0 +1,168 @@
+"""The commands, and their arguments."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import io
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from dask.utils import format_bytes
+
+import xshm
+from xshm import janitor
+from xshm.cli import header
+from xshm.cli.tables import printable, sizes, table
+from xshm.container import names
+from xshm.description import describe, dims_of
+from xshm.directory import configured
+from xshm.errors import ContainerNameError, ContainerNotFoundError, FormatError, XshmError
+from xshm.holders import file_id, holders_of
+from xshm.shared_dataset import SharedDataset
+from xshm.usage import measure, total
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command, that of this process's arguments if none are given; the exit code."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `xshm ls | head -1` is to end quietly
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # it may be closed
+            stream.reconfigure(errors="backslashreplace")
+    chosen = _parser().parse_args(arguments)
+    try:
+        return int(chosen.run(chosen))
+    except XshmError as error:
+        return _fail(error)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="xshm",
+        description="What is published in shared memory, and the room for it. The configuration "
+        "(xshm.directory, DASK_XSHM__DIRECTORY) says where that is.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(run: Any, name: str, text: str, prints: bool = True) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        command.set_defaults(run=run)
+        if prints:
+            command.add_argument("--json", action="store_true", help="print JSON, for programs")
+        return command
+
+    add(_ls, "ls", "list what is published, and which processes have it open")
+    info = add(_info, "info", "show what a container holds, but for the values")
+    info.add_argument("name", metavar="NAME")
+    rm = add(_rm, "rm", "remove names; those who have them open keep them", prints=False)
+    rm.add_argument("names", metavar="NAME", nargs="+")
+    gc = add(_gc, "gc", "remove what processes left that were killed")
+    gc.add_argument("--dry-run", action="store_true", help="only tell what would be removed")
+    add(_df, "df", "show the room in the directory, and what takes it")
+    return parser
+
+
+def _print(chosen: argparse.Namespace, value: Any, text: str) -> int:
+    print(json.dumps(value, indent=2) if chosen.json else text)
+    return 0
+
+
+def _fail(reason: object) -> int:
+    message = reason.strerror if isinstance(reason, OSError) else reason
+    print(f"xshm: {printable(str(message))}", file=sys.stderr)
+    return 1
+
+
+def _ls(chosen: argparse.Namespace) -> int:
+    here, found = configured(), []
+    for name in names.all_in(here):
+        # Whatever is removed meanwhile is left out.
+        with contextlib.suppress(FileNotFoundError, ContainerNotFoundError):
+            status = (here.containers / name).lstat()
+            found.append((file_id(status), _entry(name, status.st_size)))
+    holders = holders_of([file for file, _ in found])
+    for file, entry in found:
+        entry["holders"] = [holder._asdict() for holder in holders[file]]
+    entries = [entry for _, entry in found]
+    text = table(["NAME", "SIZE", "AGE", "OPEN IN", "DIMS"], *map(_row, entries))
+    return _print(chosen, entries, text)
+
+
+def _entry(name: str, file_nbytes: int) -> dict[str, Any]:
+    try:
+        d = describe(SharedDataset(name))
+    except (ContainerNameError, FormatError) as error:
+        nothing = {"kind": None, "created": None, "dims": None}
+        return {"name": name, "nbytes": file_nbytes, **nothing, "error": str(error)}
+    told = {key: d[key] for key in ("name", "nbytes", "kind", "created")}
+    return {**told, "dims": dims_of(d), "error": None}
+
+
+def _row(entry: dict[str, Any]) -> list[str]:
+    holders = ", ".join(f"{holder['pid']} {holder['command']}" for holder in entry["holders"])
+    row = [entry["name"], format_bytes(entry["nbytes"])]
+    if entry["error"] is not None:
+        return [*row, "", holders, f"unreadable: {entry['error']}"]
+    age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(entry["created"])
+    return [*row, str(datetime.timedelta(age.days, age.seconds)), holders, sizes(entry["dims"])]
+
+
+def _info(chosen: argparse.Namespace) -> int:
+    description = describe(SharedDataset(chosen.name))
+    return _print(chosen, description, header.text_of(description))
+
+
+def _rm(chosen: argparse.Namespace) -> int:
+    code = 0
+    for name in chosen.names:
+        try:
+            xshm.unlink(name)
+        except XshmError as error:
+            code = _fail(error)
+        except IsADirectoryError as error:
+            code = _fail(f"expected a container, found a folder: remove {error.filename} yourself")
+    return code
+
+
+def _gc(chosen: argparse.Namespace) -> int:
+    here, left = configured(), []
+    for found in janitor.remains(here):
+        if not chosen.dry_run:
+            found.remove(here)
+        left.append(found)
+    each = [{"id": found.process, **total(found.files.values())} for found in left]
+    everything = total(status for found in left for status in found.files.values())
+    rows = [[one["id"], *_count(one)] for one in [*each, {"id": "in all", **everything}]]
+    text = table(["DEAD PROCESS", "FILES", "SIZE"], *rows)
+    text += "\nwould be removed" if chosen.dry_run else "\nremoved"
+    value = {"dry_run": chosen.dry_run, **everything, "processes": each}
+    return _print(chosen, value, text)
+
+
+def _df(chosen: argparse.Namespace) -> int:
+    usage = measure(configured())
+    size, used, free = (format_bytes(usage[key]) for key in ("size", "used", "free"))
+    kinds = [[kind, *_count(usage[kind])] for kind in ("containers", "segments", "drafts")]
+    processes = [
+        [
+            one["id"],
+            one["pid"] or "",
+            one["command"] or ("" if one["alive"] else "(dead: xshm gc)"),
+            *(format_bytes(one[kind]["nbytes"]) for kind in ("segments", "drafts")),
+        ]
+        for one in usage["processes"]
+    ]
+    text = [
+        f"{usage['directory']}: {size}, {used} used, {free} free",
+        table(["WHAT", "FILES", "SIZE"], *kinds),
+        table(["PROCESS", "PID", "COMMAND", "SEGMENTS", "DRAFTS"], *processes),
+    ]
+    return _print(chosen, usage, "\n\n".join(text))
+
+
+def _count(total: dict[str, Any]) -> tuple[int, str]:
+    return total["files"], format_bytes(total["nbytes"])
