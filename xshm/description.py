@@ -103,9 +103,7 @@ def _names(encoded: list[Any]) -> list[str]:
 
 
 def _attrs(entry: Header) -> dict[str, Any]:
-    return {
-        str(name): _plain(value) for name, value in dict(scalars.decode(entry["attrs"])).items()
-    }
+    return {str(name): _plain(value) for name, value in scalars.decode(entry["attrs"]).items()}
 
 
 def _plain(value: Any) -> Any:
