@@ -8,6 +8,7 @@
 ``"stringdtype"``                         NumPy's, of ``StringDType``
 ``"strings"``, ``"cftime"``,              NumPy's, of objects
 ``"objects"``
+``"pandas"``                              extension arrays of pandas
 ========================================  ======================================================
 """
 
@@ -17,10 +18,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from xshm.codecs import calendars, flat, masked, ndarrays, objects, strings
+from xshm.codecs import calendars, flat, masked, ndarrays, objects, pandas_arrays, strings
 from xshm.codecs.buffers import Buffers, Source
-from xshm.codecs.specs import Json, Spec, field, malformed, sizes, unsupported
+from xshm.codecs.specs import Json, Spec, field, malformed, size, sizes, unsupported
 
 
 def encode(x: Any, buffers: Buffers, where: str) -> Spec:
@@ -39,6 +41,8 @@ def encode(x: Any, buffers: Buffers, where: str) -> Spec:
     UnsupportedError
         It is of another class, or has a dtype or elements that cannot be stored.
     """
+    if isinstance(x, pd.api.extensions.ExtensionArray):
+        return pandas_arrays.encode(x, buffers, where)
     if type(x) is np.ma.MaskedArray:
         return masked.encode(x, buffers, where)
     # Other subclasses may hold more than elements, units for one.
@@ -80,6 +84,8 @@ def decode(spec: Json, source: Source) -> Any:
                 return calendars.decode(spec, source)
             case "objects":
                 return objects.decode(spec, source)
+            case "pandas":
+                return pandas_arrays.decode(spec, source)
             case kind:
                 raise malformed("a known kind of array", kind)
     except RecursionError:
@@ -120,6 +126,8 @@ def check(spec: Json, sizes: Sequence[int]) -> None:
 def shape_and_dtype(spec: Json) -> tuple[tuple[int, ...], Any]:
     """The shape and dtype of an array, without a look at its elements.
 
+    The dtype of an array of pandas is part of its elements: there is None instead.
+
     Raises
     ------
     FormatError
@@ -134,5 +142,7 @@ def shape_and_dtype(spec: Json) -> tuple[tuple[int, ...], Any]:
             return sizes(spec, "shape"), strings.dtype_of(spec)
         case "strings" | "cftime" | "objects":
             return sizes(spec, "shape"), flat.object_dtype(spec)
+        case "pandas":
+            return (size(spec.get("length"), "length"),), None
         case kind:
             raise malformed("a known kind of array", kind)

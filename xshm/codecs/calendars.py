@@ -101,9 +101,9 @@ def decode(spec: Spec, source: Source) -> np.ndarray[Any, Any]:
     if spec.get("codes") is None:
         return flat.objects(_dates(*kind, fields.tolist()), spec)
     codes = flat.column(spec, "codes", source, "u1", length)
-    values = np.full(length, None)
-    values[codes == 0] = _dates(*kind, fields[codes == 0].tolist())
-    values = values.tolist()
+    filled = np.full(length, None)
+    filled[codes == 0] = _dates(*kind, fields[codes == 0].tolist())
+    values = filled.tolist()
     flat.put_missing(values, codes)
     return flat.objects(values, spec)
 

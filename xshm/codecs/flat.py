@@ -36,7 +36,7 @@ def outline(x: Array) -> Spec:
 
 def elements(x: Array) -> list[Any]:
     """The elements of an array in its memory order."""
-    return x.ravel(outline(x)["order"]).tolist()  # type: ignore[no-any-return]
+    return x.ravel(outline(x)["order"]).tolist()
 
 
 def count(spec: Spec) -> int:
@@ -49,7 +49,8 @@ def restore(x: Array, spec: Spec) -> Array:
     shape, order = sizes(spec, "shape"), field(spec, "order", str)
     if order == "C" or order == "F":
         try:
-            return x.reshape(shape, order=order)
+            restored: Array = x.reshape(shape, order=order)  # type: ignore[call-overload]
+            return restored
         except ValueError:  # more dimensions than NumPy has, or of a 0 and of huge ones
             pass
     raise malformed(f"a shape of {x.size} elements, and the order 'C' or 'F'", spec)

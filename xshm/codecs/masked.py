@@ -23,7 +23,7 @@ def encode(x: MaskedArray, buffers: Buffers, where: str) -> Spec:
     """
     mask = None if x.mask is np.ma.nomask else arrays.encode(x.mask, buffers, f"{where}, its mask")
     # The public attribute sets the default for the dtype, where there was none before.
-    fill_value = x._fill_value
+    fill_value = x._fill_value  # type: ignore[attr-defined]
     return {
         "kind": "masked",
         "data": arrays.encode(x.data, buffers, where),

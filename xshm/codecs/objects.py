@@ -52,12 +52,12 @@ def _encode_each(values: list[Any], x: flat.Array, where: str) -> list[Json]:
     try:
         for value in values:
             encoded.append(scalars.encode(value, where))
-    except UnsupportedError:
-        # Once more, to say which one: to name each beforehand would take longer than all else.
+    except UnsupportedError as error:
+        # To name each position beforehand would take longer than all else.
         position = np.unravel_index(len(encoded), x.shape, flat.outline(x)["order"])
         index = ", ".join(map(str, position))
-        scalars.encode(values[len(encoded)], f"{where}, element [{index}]")
-        raise
+        reason = str(error).removeprefix(where)
+        raise UnsupportedError(f"{where}, element [{index}]{reason}") from None
     return encoded
 
 

@@ -221,7 +221,7 @@ _ENCODERS: dict[type, tuple[str, Callable[[Any, str], Json]]] = {
         lambda value, where: [_encode_float(value.real), _encode_float(value.imag)],
     ),
     decimal.Decimal: ("decimal", lambda value, where: str(value)),
-    np.str_: ("numpy.str", lambda value, where: _encode_text(str(value))),
+    np.str_: ("numpy.str", lambda value, where: _encode_text(str.__str__(value))),
     np.bytes_: ("numpy.bytes", lambda value, where: pack(value)),
     type(pd.NA): ("missing", lambda value, where: "NA"),
     type(pd.NaT): ("missing", lambda value, where: "NaT"),

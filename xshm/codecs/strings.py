@@ -51,7 +51,7 @@ def decode_fixed(spec: Spec, source: Source) -> flat.Array:
     if spec.get("missing") is not None:
         if not hasattr(dtype, "na_object"):
             raise malformed("a dtype with a value for missing strings", spec)
-        x[flat.column(spec, "missing", source, "?", length)] = dtype.na_object
+        x[flat.column(spec, "missing", source, "u1", length) != 0] = dtype.na_object
     return flat.restore(x, spec)
 
 

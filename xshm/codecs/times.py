@@ -12,7 +12,8 @@ import pandas as pd
 
 from xshm.codecs.specs import Json, field, items, malformed, read, unsupported
 
-_UNITS = ("s", "ms", "us", "ns")
+#: Units of time that pandas has.
+UNITS = ("s", "ms", "us", "ns")
 _MICROSECOND = datetime.timedelta(microseconds=1)
 
 
@@ -125,8 +126,8 @@ def _decode_pandas_timedelta(spec: Json) -> Any:
 
 
 def _unit(unit: str) -> Any:
-    if unit not in _UNITS:
-        raise malformed(f"a unit of pandas, one of {', '.join(_UNITS)}", unit)
+    if unit not in UNITS:
+        raise malformed(f"a unit of pandas, one of {', '.join(UNITS)}", unit)
     return unit
 
 
@@ -148,7 +149,8 @@ def decode_period_dtype(freq: Json) -> Any:
     """
     try:
         return pd.PeriodDtype(read(freq, str, "a frequency"))
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, FutureWarning):
+        # No frequency, or none of periods; one that pandas warns of, where warnings are errors
         raise malformed("a frequency of periods", freq) from None
 
 
