@@ -133,7 +133,7 @@ def decode(spec: Spec, source: Source) -> Array:
 def decode_column(spec: Spec, source: Source) -> Array:
     """An array that has to have one dimension, and its elements one after the other."""
     x = decode(spec, source)
-    if x.ndim != 1 or x.strides[0] != x.itemsize:
+    if x.ndim != 1 or (x.size and x.strides[0] != x.itemsize):
         raise malformed("an array of one dimension, stored without gaps or repetition", spec)
     return x
 

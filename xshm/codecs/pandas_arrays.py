@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 from pandas.core.arrays.sparse.array import make_sparse_index
 
-from xshm.codecs import arrays, pandas_indexes, pandas_strings, scalars, times
+from xshm.codecs import arrays, ndarrays, pandas_indexes, pandas_strings, scalars, times
 from xshm.codecs.buffers import Buffers, Source
 from xshm.codecs.specs import Spec, field, malformed, size, unsupported
 from xshm.errors import FormatError
@@ -83,7 +83,9 @@ def encode(x: Any, buffers: Buffers, where: str) -> Spec:
 
 def _encode_parts(kind: str, x: Any, buffers: Buffers, where: str) -> Spec:
     def add(values: Any) -> Spec:
-        return arrays.encode(values, buffers, where)
+        # Columns: see _ndarray.
+        column = np.ascontiguousarray(values) if type(values) is np.ndarray else values
+        return arrays.encode(column, buffers, where)
 
     match kind:
         case "Categorical":
@@ -165,12 +167,14 @@ def _decode(kind: str, spec: Spec, source: Source, length: int) -> Any:
 
 
 def _ndarray(spec: Spec, key: str, source: Source, kinds: str = "b") -> Array:
-    """An array of one dimension, as pandas has them: of a dtype of these kinds, not swapped."""
-    x = arrays.decode(field(spec, key, dict), source)
-    is_plain = type(x) is np.ndarray and x.ndim == 1 and x.dtype.isnative
-    if not is_plain or x.dtype.kind not in kinds:
+    """A column, as pandas has them: of a dtype of these kinds, not swapped.
+
+    One that repeats its elements without end would be read without end.
+    """
+    x = ndarrays.decode_column(field(spec, key, dict), source)
+    if not x.dtype.isnative or x.dtype.kind not in kinds:
         raise malformed(f"{key!r} as an array of NumPy of one dimension, of kind {kinds}", spec)
-    return x  # type: ignore[no-any-return]
+    return x
 
 
 def _decode_categorical(spec: Spec, source: Source) -> Any:
@@ -196,7 +200,9 @@ def _decode_times(spec: Spec, source: Source) -> Any:
 
 
 def _decode_side(spec: Spec, key: str, source: Source) -> Any:
-    x = arrays.decode(field(spec, key, dict), source)
+    if field(field(spec, key, dict), "kind", str) == "ndarray":
+        return _ndarray(spec, key, source, "iufmM")
+    x = arrays.decode(spec[key], source)
     if x.ndim != 1 or x.dtype.kind not in "iufmM" or isinstance(x.dtype, pd.SparseDtype):
         raise malformed(f"{key!r} as an array of numbers or times of one dimension", spec)
     return x

@@ -23,7 +23,7 @@ import pandas as pd
 import xarray as xr
 from pandas.tseries.frequencies import to_offset
 
-from xshm.codecs import arrays, scalars
+from xshm.codecs import arrays, ndarrays, scalars
 from xshm.codecs.buffers import Buffers, Source
 from xshm.codecs.specs import Json, Spec, field, malformed, unsupported
 
@@ -63,7 +63,10 @@ def encode(index: pd.Index, buffers: Buffers, where: str) -> Spec:
         return {
             **spec,
             "levels": [encode(level, buffers, where) for level in index.levels],
-            "codes": [arrays.encode(np.asarray(codes), buffers, where) for codes in index.codes],
+            "codes": [
+                ndarrays.encode(np.ascontiguousarray(codes), buffers, where)
+                for codes in index.codes
+            ],
             "sortorder": index.sortorder,
         }
     if kind is not xr.CFTimeIndex and kind not in _CHOSEN_BY_DTYPE.values():
@@ -191,7 +194,8 @@ def _set_freq(index: pd.Index, text: str) -> None:
 
 def _decode_multi(spec: Spec, source: Source) -> pd.Index:
     levels = [_decode_level(level, source) for level in field(spec, "levels", list)]
-    codes = [arrays.decode(c, source) for c in field(spec, "codes", list)]
+    # A column: codes that repeat one element without end would be read without end.
+    codes = [ndarrays.decode_column(c, source) for c in field(spec, "codes", list)]
     if not 0 < len(levels) == len(codes):
         raise malformed("codes for each level of a MultiIndex", spec)
     for level, of_level in zip(levels, codes, strict=True):
@@ -215,7 +219,7 @@ def _decode_level(spec: Json, source: Source) -> pd.Index:
 
 
 def _check_codes(codes: Any, nlabels: int, shape: tuple[int, ...]) -> None:
-    if not isinstance(codes, np.ndarray) or codes.dtype.kind != "i" or codes.ndim != 1:
+    if codes.dtype.kind != "i":
         raise malformed("codes of a level as an array of integers", codes.dtype)
     if codes.shape != shape:
         raise malformed(f"as many codes for each level, {shape}", codes.shape)

@@ -77,8 +77,9 @@ def decode(spec: Spec, source: Source, length: int) -> Any:
             pass
         else:
             return _decode_arrow(spec, source, missing, length, dtype)
+    text = strings.text(strings.read_parts(spec, source, length))  # the length is checked here
     values = np.empty(length, object)
-    values[:] = strings.text(strings.read_parts(spec, source, length))
+    values[:] = text
     if missing is not None:
         values[missing] = _MISSING[name]
     return pd.arrays.StringArray(values, dtype=pd.StringDtype("python", na_value=_MISSING[name]))
