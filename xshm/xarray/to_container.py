@@ -65,8 +65,9 @@ def encode(obj: Publishable) -> Encoded:
                 "kind": "datatree",
                 "name": scalars.encode(obj.name, "the name of the DataTree"),
                 "groups": [
+                    # What the top inherits from above the published part would be lost.
                     encoder.group(
-                        node.to_dataset(inherit=False), "/" if path == "." else f"/{path}"
+                        node.to_dataset(inherit=node is obj), "/" if path == "." else f"/{path}"
                     )
                     for path, node in obj.subtree_with_keys
                 ],
