@@ -97,3 +97,23 @@ def test_a_buffer_with_something_else_in_it(name: str, data: st.DataObject) -> N
         del changed[data.draw(st.integers(0, len(changed))) :]
     memory.buffers[number] = np.frombuffer(changed, np.uint8)
     assert_decodes_or_refuses(spec, memory)
+
+
+@pytest.mark.parametrize(
+    "outer",
+    [
+        {"kind": "masked", "mask": None, "hardmask": False},
+        {"kind": "pandas", "type": "Numpy", "length": 1},
+        {"kind": "pandas", "type": "Interval", "length": 1, "closed": "left"},
+    ],
+    ids=str,
+)
+def test_arrays_in_arrays_without_end(outer: dict[str, Any]) -> None:
+    spec: Any = None
+    for _ in range(100_000):
+        spec = {**outer, "data": spec, "values": spec, "left": spec}
+    _, memory = encoded(ARRAYS["numbers"])
+    with pytest.raises(FormatError):
+        arrays.decode(spec, memory)
+    with contextlib.suppress(FormatError):
+        arrays.shape_and_dtype(spec)

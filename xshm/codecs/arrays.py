@@ -137,7 +137,10 @@ def shape_and_dtype(spec: Json) -> tuple[tuple[int, ...], Any]:
             place = ndarrays.layout(spec)
             return place.shape, place.dtype
         case "masked":
-            return shape_and_dtype(field(spec, "data", dict))
+            try:
+                return shape_and_dtype(field(spec, "data", dict))
+            except RecursionError:
+                raise malformed("an array", "one that is nested too deeply") from None
         case "stringdtype":
             return sizes(spec, "shape"), strings.dtype_of(spec)
         case "strings" | "cftime" | "objects":

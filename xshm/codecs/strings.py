@@ -51,7 +51,9 @@ def decode_fixed(spec: Spec, source: Source) -> flat.Array:
     if spec.get("missing") is not None:
         if not hasattr(dtype, "na_object"):
             raise malformed("a dtype with a value for missing strings", spec)
-        x[flat.column(spec, "missing", source, "u1", length) != 0] = dtype.na_object
+        na_object = np.empty((), object)  # one object, if it is a sequence too
+        na_object[()] = dtype.na_object
+        x[flat.column(spec, "missing", source, "u1", length) != 0] = na_object
     return flat.restore(x, spec)
 
 
