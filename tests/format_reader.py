@@ -183,7 +183,7 @@ def _decode_array_value(content: Any) -> Array:
 
 
 def _decode_numpy(content: Any) -> Any:
-    itemsize, read = _element(content[0])
+    _, read = _element(content[0])
     return read(memoryview(base64.b64decode(content[1])))
 
 
@@ -239,10 +239,8 @@ _VALUES: dict[str, Callable[[Any], Any]] = {
 
 # ---- elements of fixed size ----
 
-_NUMBERS = {
-    **{"b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q"},
-    **{"u1": "B", "u2": "H", "u4": "I", "u8": "Q", "f2": "e", "f4": "f", "f8": "d"},
-}
+_INTEGERS = {"i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"}
+_NUMBERS = {"b1": "?", "f2": "e", "f4": "f", "f8": "d"} | _INTEGERS
 
 
 def _element(dtype: Any) -> tuple[int, Callable[[memoryview], Any]]:
@@ -333,8 +331,8 @@ def _in_c_order(spec: dict[str, Any], row: list[Any], dtype: Any = None) -> Arra
     return Array(shape, row, dtype)
 
 
-def _parts(spec: dict[str, Any], buffer: Buffer) -> list[bytes]:
-    offsets = _column(spec["offsets"], "q", math.prod(spec["shape"]) + 1, buffer)
+def _parts(spec: dict[str, Any], n: int, buffer: Buffer) -> list[bytes]:
+    offsets = _column(spec["offsets"], "q", n + 1, buffer)
     data = bytes(buffer(spec["bytes"])) if spec["bytes"] is not None else b""
     if offsets[0] < 0 or offsets != sorted(offsets) or offsets[-1] > len(data):
         raise RefusedError("offsets that do not ascend")
@@ -345,7 +343,7 @@ MISSING = {1: None, 2: math.nan, 3: Tagged("missing", "NA"), 4: Tagged("missing"
 
 
 def _strings(spec: dict[str, Any], buffer: Buffer) -> Array:
-    parts = _parts(spec, buffer)
+    parts = _parts(spec, math.prod(spec["shape"]), buffer)
     codes = _column(spec["codes"], "B", len(parts), buffer)
     row = [
         MISSING[code] if code in MISSING else part if code == 5 else part.decode()
@@ -355,7 +353,7 @@ def _strings(spec: dict[str, Any], buffer: Buffer) -> Array:
 
 
 def _stringdtype(spec: dict[str, Any], buffer: Buffer) -> Array:
-    parts = _parts(spec, buffer)
+    parts = _parts(spec, math.prod(spec["shape"]), buffer)
     missing = _column(spec["missing"], "?", len(parts), buffer)
     substitute = decode_value(spec["dtype"]["string"].get("na_object"))
     row = [substitute if m else part.decode() for part, m in zip(parts, missing, strict=True)]
@@ -378,6 +376,42 @@ def _objects(spec: dict[str, Any], buffer: Buffer) -> Array:
     return _in_c_order(spec, list(map(decode_value, row)))
 
 
+def _pandas(spec: dict[str, Any], buffer: Buffer) -> Array:
+    def part(key: str) -> list[Any]:
+        return decode_array(spec[key], buffer).values
+
+    n, dtype = spec["length"], None
+    match spec["type"]:
+        case "Categorical":
+            labels = _pandas_index(spec["categories"], buffer).values
+            row = [math.nan if code == -1 else labels[code] for code in part("codes")]
+        case "Nullable":
+            row = [
+                MISSING[3] if m else x for x, m in zip(part("values"), part("mask"), strict=True)
+            ]
+        case "String":
+            missing = _column(spec["missing"], "?", n, buffer)
+            substitute = MISSING[3] if spec["missing_value"] == "NA" else math.nan
+            row = [
+                substitute if m else text.decode()
+                for text, m in zip(_parts(spec, n, buffer), missing, strict=True)
+            ]
+        case "Times":
+            row, dtype = part("values"), spec["values"]["dtype"]
+        case "Period" | "Numpy":
+            row = part("values")
+        case "Interval":
+            sides = zip(part("left"), part("right"), strict=True)
+            row = [Tagged("Interval", [left, right, spec["closed"]]) for left, right in sides]
+        case "Sparse":
+            row = [decode_value(spec["fill_value"])] * n
+            for position, value in zip(part("indices"), part("values"), strict=True):
+                row[position] = value
+        case kind:
+            raise RefusedError(f"type {kind}")
+    return Array((n,), row, dtype)
+
+
 _KINDS: dict[str, Callable[[dict[str, Any], Buffer], Array]] = {
     "ndarray": _ndarray,
     "masked": _masked,
@@ -385,6 +419,7 @@ _KINDS: dict[str, Callable[[dict[str, Any], Buffer], Array]] = {
     "stringdtype": _stringdtype,
     "cftime": _cftime,
     "objects": _objects,
+    "pandas": _pandas,
 }
 
 

@@ -28,7 +28,16 @@ from xarray.indexes import NDPointIndex
 import xshm
 from tests import format_reader
 from tests.format_reader import Array, Group, RefusedError, Tagged
-from xshm.codecs import arrays, calendars, dtypes, flat, indexes, pandas_indexes, scalars
+from xshm.codecs import (
+    arrays,
+    calendars,
+    dtypes,
+    flat,
+    indexes,
+    pandas_arrays,
+    pandas_indexes,
+    scalars,
+)
 from xshm.container import header, preamble
 from xshm.directory import configured
 
@@ -64,6 +73,10 @@ def cases(module: ModuleType) -> set[str]:
 def test_every_kind_of_array_has_a_section_and_no_other() -> None:
     titles = set(re.findall(r"^### (\w+)$", section("Arrays"), re.MULTILINE))
     assert titles == cases(arrays)
+
+
+def test_every_type_of_pandas_arrays_is_listed_and_no_other() -> None:
+    assert first_cells(section("pandas")) == cases(pandas_arrays)
 
 
 def test_every_tag_is_listed_and_no_other() -> None:
@@ -214,6 +227,8 @@ def plain(value: Any) -> Any:
             return type(value).__name__, value.calendar, value.has_year_zero, fields
         case Tagged("cftime", (name, calendar, has_year_zero, fields)):
             return name, calendar, has_year_zero, fields
+        case Tagged("Timestamp", (ticks, *_)):
+            return ticks
         case Tagged("missing", name):
             return ("missing", name)
         case Tagged("Interval", (left, right, closed)):
@@ -399,6 +414,40 @@ def test_values_that_only_pandas_has() -> None:
         "p": Tagged("Period", [648, "M"]),
         "dtype": Tagged("dtype", ">i4"),
     }
+
+
+EXTENSIONS = {
+    "labels": pd.Categorical(["b", "a", None], ["b", "a", "c"]),
+    "labels that are times": pd.Categorical(pd.date_range("2024", periods=3, unit="s")),
+    "integers": pd.array([1, None, 3], "Int16"),
+    "booleans": pd.array([True, None, False], "boolean"),
+    "floats": pd.array([0.5, None, 1.5], "Float32"),
+    "strings": pd.array(["straße", None, ""], pd.StringDtype("python", na_value=pd.NA)),
+    "strings with NaN": pd.array(["a", None, "b"], pd.StringDtype("python", na_value=np.nan)),
+    "times in a zone": pd.date_range("2024", periods=3, tz="Europe/Paris", unit="s").array,
+    "periods": pd.period_range("2024-01", periods=3, freq="M").array,
+    "intervals": pd.interval_range(0, 3).array,
+    "sparse": pd.arrays.SparseArray([0.0, 1.5, 0.0]),
+}
+
+
+@pytest.mark.parametrize("key", EXTENSIONS)
+def test_arrays_of_pandas(key: str) -> None:
+    x = EXTENSIONS[key]
+    shared = xshm.publish(xr.Dataset(attrs={"x": x}), "example")
+    assert type(shared.open().attrs["x"]) is type(x)
+    found = read("example").root.attrs["x"]
+    assert found.shape == x.shape
+    assert plain(found.values) == plain(list(x))
+
+
+@pytest.mark.parametrize("key", ["labels", "integers", "times in a zone", "intervals", "periods"])
+def test_variables_and_indexes_of_pandas(key: str) -> None:
+    x = EXTENSIONS[key]
+    xshm.publish(xr.Dataset({"v": ("x", x)}, {"x": pd.Index(x)}), "example")
+    variables = read("example").root.variables
+    assert plain(variables["v"].array.values) == plain(list(x))
+    assert plain(variables["x"].array.values) == plain(list(x))
 
 
 INDEXES = {

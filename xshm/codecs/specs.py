@@ -20,7 +20,7 @@ T = TypeVar("T")
 def malformed(expected: str, found: object) -> FormatError:
     """The error for a spec that is not what it has to be."""
     return FormatError(
-        f"expected {expected}, found {reprlib.repr(found)}: the container is damaged, or was "
+        f"expected {expected}, found {reprlib.repr(found)[:300]}: the container is damaged, or was "
         "written by a newer version of xshm"
     )
 
