@@ -173,12 +173,14 @@ def _decode_pandas(spec: Spec, source: Source) -> PandasIndex:
     index = pandas_indexes.decode(spec.get("index"), source)
     coord_dtype = _decode_dtype(spec.get("coord_dtype"), index)
     # Not the slow path: it looks into objects, and makes an index of another class of dates.
-    return PandasIndex(index, decode_name(spec, "dim"), coord_dtype, fastpath=True)
+    decoded = PandasIndex(index, _decode_dim(spec), coord_dtype, fastpath=True)
+    decoded.index.name = index.name  # where there is none, xarray gives it that of the dimension
+    return decoded
 
 
 def _decode_pandas_multi(spec: Spec, source: Source) -> PandasMultiIndex:
     index = pandas_indexes.decode(spec.get("index"), source)
-    dim, dtypes = decode_name(spec, "dim"), field(spec, "level_coords_dtype", list)
+    dim, dtypes = _decode_dim(spec), field(spec, "level_coords_dtype", list)
     if not isinstance(index, pd.MultiIndex) or len(dtypes) != index.nlevels:
         raise malformed(f"a MultiIndex of {len(dtypes)} levels, one for each dtype", spec)
     if dim in index.names or None in index.names:
@@ -188,6 +190,14 @@ def _decode_pandas_multi(spec: Spec, source: Source) -> PandasMultiIndex:
         for level, dtype in zip(index.levels, dtypes, strict=True)
     }
     return PandasMultiIndex(index, dim, level_coords_dtype)
+
+
+def _decode_dim(spec: Spec) -> str:
+    # xarray makes no variable of a pandas.Index along a dimension of another name.
+    dim = decode_name(spec, "dim")
+    if not isinstance(dim, str):
+        raise malformed("the name of a dimension as str", dim)
+    return dim
 
 
 def _encode_dtype(dtype: Any, index: pd.Index, where: str) -> Json:
@@ -214,6 +224,10 @@ def _decode_dtype(spec: Json, index: pd.Index) -> Any:
 
 
 def _encode_range(transform: RangeCoordinateTransform, where: str) -> Spec:
+    for number in (transform.start, transform.stop, transform._step):
+        if number is not None and not _is_number(number):
+            advice = f"drop the index first: ds.drop_indexes([{transform.coord_name!r}])"
+            raise unsupported(where, "a range of numbers", number, advice)
     return {
         "type": "RangeIndex",
         "coord_name": scalars.encode(transform.coord_name, where),
@@ -245,21 +259,27 @@ def _decode_range(spec: Spec) -> RangeIndex:
 
 def _decode_number(spec: Json) -> Any:
     number = scalars.decode(spec)
-    is_number = isinstance(number, (int, float, np.generic, np.ndarray)) and np.ndim(number) == 0
-    # An int of more than 64 bits would be an object.
-    if not is_number or np.asarray(number).dtype.kind not in "iuf":
+    if not _is_number(number):
         raise malformed("a number", number)
     return number
 
 
+def _is_number(value: Any) -> bool:
+    if not isinstance(value, (int, float, np.generic, np.ndarray)) or np.ndim(value) != 0:
+        return False
+    # An int of more than 64 bits would be an object.
+    return np.asarray(value).dtype.kind in "iuf"
+
+
 def _encode_points(index: NDPointIndex[Any], where: str) -> Spec:
     tree = index._tree_obj._kdtree
+    boxsize = None if tree.boxsize is None else tree.boxsize.tolist()
     return {
         "type": "NDPointIndex",
         "coord_names": [scalars.encode(name, where) for name in index._coord_names],
         "dims": [scalars.encode(dim, where) for dim in index._dims],
         "leafsize": int(tree.leafsize),
-        "boxsize": None if tree.boxsize is None else tree.boxsize.tolist(),
+        "boxsize": scalars.encode(boxsize, where),
     }
 
 
@@ -268,11 +288,14 @@ def _decode_points(spec: Spec, variables: Mapping[Hashable, xr.Variable]) -> xr.
     dims = [scalars.decode(dim) for dim in field(spec, "dims", list)]
     if not names:
         raise malformed("the names of coordinates", spec)
-    options = {"leafsize": field(spec, "leafsize", int), "boxsize": spec.get("boxsize")}
+    options = {
+        "leafsize": field(spec, "leafsize", int),
+        "boxsize": scalars.decode(spec.get("boxsize")),
+    }
     try:
         # The tree numbers its points in the order of these dims; the variables may have been
         # transposed since it was made.
         points = {name: variables[name].transpose(*dims) for name in names}
         return NDPointIndex.from_variables(points, options=options)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
         raise malformed(f"variables {names!r} that make a tree of points", error) from error
