@@ -11,7 +11,7 @@ import argparse
 import importlib
 import sys
 
-COMMANDS = ("exchange",)
+COMMANDS = ("exchange", "datasets")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,15 +7,16 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import dask
 import dask.array as da
 import numpy as np
-import psutil
 from distributed import Client, LocalCluster, futures_of, wait
+
+from .memory import cluster_pss, system_shmem
 
 #: Seconds after which a piece of work counts as hung.
 TIMEOUT = 300
@@ -25,29 +26,6 @@ NO_SPILLING = {
     f"distributed.worker.memory.{name}": False
     for name in ("target", "spill", "pause", "terminate", "transfer")
 }
-
-
-def cluster_pss() -> int:
-    """Memory of this process and all its descendants, in bytes, as PSS.
-
-    The proportional set size divides a shared page between the processes that map it,
-    so the sum counts each page once.
-    """
-    total = 0
-    this = psutil.Process()
-    for process in [this, *this.children(recursive=True)]:
-        with suppress(psutil.NoSuchProcess):
-            total += process.memory_full_info().pss
-    return total
-
-
-def system_shmem() -> int:
-    """Shared memory of the whole machine in bytes, mapped or not (``Shmem`` of meminfo)."""
-    with open("/proc/meminfo") as lines:
-        for line in lines:
-            if line.startswith("Shmem:"):
-                return int(line.split()[1]) * 1024
-    return 0
 
 
 @dataclass

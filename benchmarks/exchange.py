@@ -26,7 +26,7 @@ from dask.base import annotate, tokenize
 from dask.delayed import delayed
 from distributed import futures_of, get_task_stream
 
-from .cluster import TIMEOUT, Session, cluster_pss, session, system_shmem
+from .cluster import TIMEOUT, Session, session
 from .measure import (
     Phase,
     Results,
@@ -38,6 +38,7 @@ from .measure import (
     table,
     write_json,
 )
+from .memory import cluster_pss, system_shmem
 
 MiB = 2**20
 GiB = 2**30

@@ -252,10 +252,10 @@ def touch_seconds(nbytes: int = 2**28) -> dict[str, float]:
     return {"new": seconds[0], "again": seconds[1]}
 
 
-def machine() -> dict[str, Any]:
-    """Describe the machine and the versions of what runs on it."""
+def machine(more: Sequence[str] = ()) -> dict[str, Any]:
+    """Describe the machine and the versions of what runs on it, and of more packages."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name in ("numpy", "dask", "distributed", "xarray", "xshm"):
+    for name in ("numpy", "dask", "distributed", "xarray", "xshm", *more):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
