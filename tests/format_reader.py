@@ -67,7 +67,7 @@ class Container:
             if (
                 not stat.S_ISREG(status.st_mode)
                 or status.st_uid != os.geteuid()
-                or stat.S_IMODE(status.st_mode) != 0o600
+                or stat.S_IMODE(status.st_mode) & 0o077
             ):
                 raise RefusedError("not a file of this user only")
             self._read_preamble(os.pread(file, 64, 0), status.st_size)

@@ -47,7 +47,7 @@ def tree() -> xr.DataTree:
             "fixed": ("x", np.array(["a", "straße"])),
             "strings": ("x", np.array(["straße", None], object)),
             "stringdtype": ("x", np.array(["a", "bc"], np.dtypes.StringDType(na_object=None))),
-            "calendar": ("x", np.array(dates)),
+            "calendar": ("x", np.array([dates[0], None])),
             "objects": (("x", "z"), np.array([[1, (2, "b")], [1.5, None]], object)),
             "structure": ("x", structure),
             "scalar": ((), True),
@@ -457,6 +457,16 @@ def test_any_change_to_the_header_is_read_or_refused(packed: bytes, data: st.Dat
             case "repeat" if isinstance(value, list):
                 value.append(copy.deepcopy(value[key]))
     assert_read_or_refused(with_header(packed, header))
+
+
+@pytest.mark.parametrize(("name", "code"), [("strings", 6), ("calendar", 5)])
+def test_codes_of_elements_that_are_none(packed: bytes, name: str, code: int) -> None:
+    header = header_of(packed)
+    (spec,) = [v["data"] for v in header["groups"][0]["variables"] if v["name"] == name]
+    start = Preamble.unpack(packed[:NBYTES], len(packed))
+    changed = bytearray(packed)
+    changed[start.data_offset + header["buffers"][spec["codes"]][0]] = code
+    assert_refused(bytes(changed), "expected codes")
 
 
 @given(st.data())

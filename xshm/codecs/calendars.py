@@ -101,6 +101,8 @@ def decode(spec: Spec, source: Source) -> np.ndarray[Any, Any]:
     if spec.get("codes") is None:
         return flat.objects(_dates(*kind, fields.tolist()), spec)
     codes = flat.column(spec, "codes", source, "u1", length)
+    if length and codes.max() > max(flat.MISSING):
+        raise malformed(f"codes from 0 to {max(flat.MISSING)}", int(codes.max()))
     filled = np.full(length, None)
     filled[codes == 0] = _dates(*kind, fields[codes == 0].tolist())
     values = filled.tolist()
