@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dask.config
@@ -130,6 +131,13 @@ def here(directory: Path) -> Directory:
 def allocating() -> Iterator[None]:
     """Large arrays of the test are born in segments."""
     with xshm.allocator():
+        yield
+
+
+@pytest.fixture
+def dask_threads() -> Iterator[None]:
+    """What dask computes without a cluster is computed by threads that end with the test."""
+    with ThreadPoolExecutor(2) as pool, dask.config.set(pool=pool):
         yield
 
 

@@ -118,11 +118,18 @@ def _lock_if_dead(directory: Directory, process: str) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def bind_to_life(directory: Directory, process: str, name: str) -> None:
-    """Have a container's name removed when a process ends, unless it names another file then."""
-    inode = (directory.containers / name).lstat().st_ino
-    # A link that leads nowhere: its target is the note, as with the directory's domain.
-    os.symlink(f"{inode}/{name}", directory.segments / f"{process}.{inode:x}{_LIFETIME}")
+def bind_to_life(directory: Directory, process: str, name: str, inode: int) -> Path:
+    """Have a container's name removed when a process ends, unless it names another file then.
+
+    Returns
+    -------
+    Path
+        The note that says so, which may be removed.
+    """
+    note = directory.segments / f"{process}.{inode:x}{_LIFETIME}"
+    # A link that leads nowhere: its target is what is noted, as with the directory's domain.
+    os.symlink(f"{inode}/{name}", note)
+    return note
 
 
 def _remains_of(directory: Directory, process: str, names: list[str]) -> Remains:

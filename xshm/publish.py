@@ -11,7 +11,7 @@ from xshm.container import draft as drafts
 from xshm.container import names
 from xshm.container.draft import Draft
 from xshm.container.mapped import ContainerHandle
-from xshm.dask.store import store, store_later
+from xshm.dask.store import check_workers, store, store_later
 from xshm.directory import configured
 from xshm.errors import UnsupportedError
 from xshm.shared_dataset import SharedDataset
@@ -104,6 +104,7 @@ def publish(
 
 def _create(obj: Publishable, name: str, replace: bool, compute: bool, bound: bool) -> Any:
     encoded = encode(obj)
+    check_workers(encoded.sources)
     draft = Draft(encoded.header, encoded.buffers)
     targets = [draft.handle.array(layout, draft.offsets) for layout in encoded.layouts]
     if bound or not compute:
@@ -120,7 +121,14 @@ def _create(obj: Publishable, name: str, replace: bool, compute: bool, bound: bo
 
 def _publish(draft: ContainerHandle, name: str, replace: bool, owner: str | None) -> SharedDataset:
     # With compute=False this runs in a worker.
-    published = drafts.publish(draft, name, replace=replace)
-    if owner is not None:
-        janitor.bind_to_life(configured(), owner, name)
-    return SharedDataset.of(published)
+    if owner is None:
+        return SharedDataset.of(drafts.publish(draft, name, replace=replace))
+    here = configured()
+    inode = (here.path / draft.path).stat().st_ino
+    # Beforehand: a process that is killed in between leaves a note, and no container.
+    note = janitor.bind_to_life(here, owner, name, inode)
+    try:
+        return SharedDataset.of(drafts.publish(draft, name, replace=replace))
+    except BaseException:
+        note.unlink(missing_ok=True)
+        raise

@@ -12,7 +12,7 @@ import xarray as xr
 from xshm.codecs.buffers import Buffers
 from xshm.container.addition import Addition, begin
 from xshm.container.mapped import ArrayHandle
-from xshm.dask.store import store, store_later
+from xshm.dask.store import check_workers, store, store_later
 from xshm.errors import ContainerExistsError, UnsupportedError
 from xshm.shared_dataset import SharedDataset
 from xshm.xarray.adapter import ContainerArray
@@ -28,11 +28,11 @@ def add(obj: xr.Dataset | xr.DataArray, name: str, compute: bool) -> Any:
     The parameters, and what is given, are those of :func:`xshm.publish`.
     """
     shared = SharedDataset(name)
-    old, new = _dataset(shared), as_dataset(obj)
-    if shared.kind != "dataset":
-        raise UnsupportedError(f"expected a container that holds a Dataset, found a {shared.kind}")
-    for known in new.variables.keys() & old.variables.keys():
-        if known not in new.coords or not old[known].variable.equals(new[known].variable):
+    old, new = _dataset(shared, "dataset"), as_dataset(obj)
+    for known, variable in new.variables.items():
+        if known in old.variables and not (
+            known in new.coords and old[known].variable.equals(variable)
+        ):
             raise ContainerExistsError(
                 errno.EEXIST,
                 f"container {name!r} has a variable {known!r} already: write over it with "
@@ -45,6 +45,7 @@ def add(obj: xr.Dataset | xr.DataArray, name: str, compute: bool) -> Any:
         shared.container.header, new.drop_vars(old.variables, errors="ignore")
     )
     encoder.warn()
+    check_workers(encoder.sources)
     addition = begin(shared.container, header, encoder.buffers)
     targets = [addition.handle.array(layout, addition.offsets) for layout in encoder.layouts]
     if not compute:
@@ -70,7 +71,7 @@ def write_over(
     The parameters, and what is given, are those of :func:`xshm.publish`.
     """
     shared = SharedDataset(name)
-    old, new = _dataset(shared), as_dataset(obj)
+    old, new = _dataset(shared, "dataset", "dataarray"), as_dataset(obj)
     slices = _slices(new, old, region)
     part = old.isel(slices)
     _check_sizes(new, part)
@@ -95,6 +96,7 @@ def write_over(
             targets.append(target)
         else:
             arrays.append((target, variable.data))
+    check_workers(sources)
     for target, data in arrays:
         target.open()[...] = data
     if not compute:
@@ -103,7 +105,12 @@ def write_over(
     return shared
 
 
-def _dataset(shared: SharedDataset) -> xr.Dataset:
+def _dataset(shared: SharedDataset, *kinds: str) -> xr.Dataset:
+    if shared.kind not in kinds:
+        raise UnsupportedError(
+            f"expected container {shared.name!r} to hold a {' or '.join(kinds)}, found a "
+            f"{shared.kind}: replace the whole with mode='w'"
+        )
     return Decoder(shared.map("r+")).dataset()
 
 
@@ -116,9 +123,10 @@ def _check_sizes(new: xr.Dataset, old: xr.Dataset) -> None:
 def _slices(new: xr.Dataset, old: xr.Dataset, region: Region | None) -> dict[Hashable, slice]:
     if region is None:
         return {}
-    wanted = dict.fromkeys(new.dims, "auto") if region == "auto" else dict(region)
+    if region == "auto":  # a dimension without labels is whole
+        region = dict.fromkeys((dim for dim in new.dims if dim in new.indexes), "auto")
     slices = {}
-    for dim, where in wanted.items():
+    for dim, where in region.items():
         if dim not in old.dims or dim not in new.dims:
             raise ValueError(f"expected a region of dimensions {[*old.dims]}, found {dim!r}")
         if where == "auto":

@@ -98,5 +98,16 @@ def remove(directory: Directory, name: str) -> bool:
     -------
     bool
         Whether there was one.
+
+    Raises
+    ------
+    FormatError
+        It is a folder.
     """
-    return directory.remove_name(check(name))
+    try:
+        return directory.remove_name(check(name))
+    except IsADirectoryError as error:
+        raise FormatError(
+            f"expected a container at {directory.containers / name}, found a folder: it was not "
+            "made by xshm; remove it by hand"
+        ) from error

@@ -10,19 +10,13 @@ import dask.array
 from dask.base import get_scheduler
 
 from xshm.container.mapped import ArrayHandle
+from xshm.directory import configured
 from xshm.errors import XshmError
 
 
 def store(sources: Sequence[Any], targets: Sequence[ArrayHandle]) -> None:
-    """Compute arrays into targets, with the scheduler or the cluster that is active.
-
-    Raises
-    ------
-    XshmError
-        A worker cannot write there. Nothing was computed.
-    """
+    """Compute arrays into targets, with the scheduler or the cluster that is active."""
     if sources:
-        _check_workers(sources, targets[0].container.domain)
         dask.array.store([*sources], [*targets], lock=False)
 
 
@@ -32,7 +26,6 @@ def store_later(
     """A Delayed that computes arrays into targets, and then is ``finish(*args)``."""
     blocks = []
     if sources:
-        _check_workers(sources, targets[0].container.domain)
         stored = dask.array.store([*sources], [*targets], lock=False, compute=False)
         # Optimized all at once, so that what several of them need is computed once.
         for array in dask.optimize(*(stored if isinstance(stored, tuple) else (stored,))):
@@ -44,12 +37,22 @@ def _finish(blocks: Any, finish: Callable[..., Any], *args: Any) -> Any:
     return finish(*args)
 
 
-def _check_workers(sources: Sequence[Any], domain: str) -> None:
+def check_workers(sources: Sequence[Any]) -> None:
+    """Ask the workers of the active cluster, if there is one, whether they share this directory.
+
+    Raises
+    ------
+    XshmError
+        Some do not. Nothing was computed.
+    """
+    if not sources:
+        return
     client = getattr(get_scheduler(collections=[*sources]), "__self__", None)
     if not hasattr(client, "run"):
         return  # threads or processes of this host
     found = client.run(_domain, on_error="return")
-    elsewhere = {address: answer for address, answer in found.items() if answer != domain}
+    here = configured().domain
+    elsewhere = {address: answer for address, answer in found.items() if answer != here}
     if elsewhere:
         raise XshmError(
             f"expected all workers in the directory of this process, found {len(elsewhere)} of "
@@ -59,8 +62,6 @@ def _check_workers(sources: Sequence[Any], domain: str) -> None:
 
 
 def _domain() -> str:
-    from xshm.directory import configured  # a worker may have no xshm, or no /dev/shm
-
     return configured().domain
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import xarray as xr
@@ -29,18 +29,45 @@ class EncodedArray:
         Its entry in the header.
     shape : tuple of int
     dtype : dtype
+    mapped : MappedContainer or None
+        The container's bytes, which stay when its name goes; not in another process.
     """
 
     container: ContainerHandle
     spec: Header
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    mapped: MappedContainer | None = None
 
     def open(self) -> np.ndarray[Any, Any]:
         """Decode it. What others cannot see, nobody can write."""
-        array: np.ndarray[Any, Any] = arrays.decode(self.spec, MappedContainer.open(self.container))
+        mapped = self.mapped or MappedContainer.open(self.container)
+        array: np.ndarray[Any, Any] = arrays.decode(self.spec, mapped)
         array.flags.writeable = not self.container.writable
         return array
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EncodedArray, (self.container, self.spec, self.shape, self.dtype)
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        return self.__reduce__()
+
+
+class Labels(NamedTuple):
+    """What a variable has that its index does not know of."""
+
+    dims: tuple[Hashable, ...]
+    attrs: dict[Any, Any]
+    encoding: dict[Any, Any]
+
+    @classmethod
+    def of(cls, entry: Header) -> Self:
+        """Read the entry of a variable."""
+        return cls(
+            tuple(scalars.decode(dim) for dim in entry["dims"]),
+            scalars.decode(entry["attrs"]),
+            scalars.decode(entry["encoding"]),
+        )
 
 
 @contextlib.contextmanager
@@ -145,7 +172,7 @@ class Decoder:
                 )
                 of_name |= dict.fromkeys(names, index)
                 if indexes.holds_values(spec):
-                    labels = {name: self._labels(entries[name]) for name in names}
+                    labels = {name: Labels.of(entries[name]) for name in names}
                     made |= indexes.create_variables(index, labels)
         variables = {**plain, **made}
         kept = [name for name in entries if name in variables]
@@ -161,15 +188,8 @@ class Decoder:
         dataset.encoding = scalars.decode(group["encoding"])
         return dataset[kept]  # in the order of old
 
-    def _labels(self, entry: Header) -> xr.Variable:
-        # xarray takes the attributes of an index's variable from a variable of that name.
-        return xr.Variable(
-            (), 0, scalars.decode(entry["attrs"]), scalars.decode(entry["encoding"]), fastpath=True
-        )
-
     def _variable(self, entry: Header) -> xr.Variable:
-        dims = tuple(scalars.decode(dim) for dim in entry["dims"])
-        encoding = scalars.decode(entry["encoding"])
+        dims, attrs, encoding = Labels.of(entry)
         if "chunks" in entry:
             encoding["preferred_chunks"] = dict(
                 zip(dims, map(_chunk_size, entry["chunks"]), strict=True)
@@ -177,9 +197,9 @@ class Decoder:
         data = self._data(entry["data"])
         if len(dims) != data.ndim:
             raise FormatError(f"expected {data.ndim} dims, found {dims}")
-        return self._new_variable(
-            dims, data, scalars.decode(entry["attrs"]), encoding, fastpath=True
-        )
+        # xarray does not look at the data then: arrays of pandas have to be wrapped by it.
+        is_numpy = isinstance(data, np.ndarray | ContainerArray)
+        return self._new_variable(dims, data, attrs, encoding, fastpath=is_numpy)
 
     def _data(self, spec: Header) -> Any:
         layout = arrays.layout(spec)
@@ -194,7 +214,7 @@ class Decoder:
             )
         shape, dtype = arrays.shape_and_dtype(spec)
         if isinstance(dtype, np.dtype):
-            return ContainerArray(EncodedArray(self._handle, spec, shape, dtype))
+            return ContainerArray(EncodedArray(self._handle, spec, shape, dtype, self._mapped))
         return arrays.decode(spec, self._mapped)
 
 

@@ -1,0 +1,274 @@
+"""``SharedDataset``: what it says of a container, opens, locks and removes, in any process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from dask.base import tokenize
+
+import xshm
+from tests.conftest import wait_until
+from tests.test_publish import maps
+
+pytestmark = pytest.mark.usefixtures("dask_threads")
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def test_it_tells_its_variables_without_opening_them() -> None:
+    with xshm.publish(maps().chunk(time=4), "x") as shared:
+        t2m = shared.variables["t2m"]
+        assert t2m.dims == ("time", "lat", "lon")
+        assert t2m.shape == (8, 4, 5)
+        assert t2m.dtype == "float64"
+        assert t2m.chunks == ((4, 4), (4,), (5,))
+        assert not t2m.is_coordinate
+        assert shared.variables["name"].is_coordinate
+        assert list(shared.variables) == ["t2m", "height", "time", "lat", "name"]
+        assert shared.kind == "dataset"
+        assert shared.nbytes >= maps().nbytes
+
+
+def test_variables_of_a_tree_go_by_their_paths() -> None:
+    tree = xr.DataTree.from_dict({"/": maps(), "/a/b": xr.Dataset({"q": ("i", [1])})})
+    with xshm.publish(tree, "x") as shared:
+        assert "a/b/q" in shared.variables
+        assert "t2m" in shared.variables
+
+
+@pytest.mark.parametrize(
+    ("obj", "words"),
+    [
+        (maps(), ["dataset", "t2m", "(time, lat, lon)", "title"]),
+        (maps().t2m, ["dataarray", "units", "* time"]),
+        (np.zeros(3), ["ndarray"]),
+        (xr.DataTree.from_dict({"/a": maps()}), ["datatree", "Group: /a"]),
+    ],
+    ids=["Dataset", "DataArray", "ndarray", "DataTree"],
+)
+def test_it_shows_what_it_stands_for(obj: Any, words: list[str]) -> None:
+    with xshm.publish(obj, "x") as shared:
+        assert repr(shared).startswith("<xshm.SharedDataset 'x'> ")
+        for word in words:
+            assert word in repr(shared)
+        html = shared._repr_html_()
+        assert "xshm.SharedDataset &#x27;x&#x27;" in html
+    assert repr(shared) == "<xshm.SharedDataset 'x' (removed)>"
+    assert "removed" in shared._repr_html_()
+
+
+def test_what_is_written_to_an_object_that_is_open_to_read_stays_in_this_process() -> None:
+    with xshm.publish(maps(), "x") as shared:
+        mine, theirs = shared.open(), shared.open()
+        mine.t2m.values[0] = 7.0  # type: ignore[union-attr]
+        mine["height"] += 1  # type: ignore[index]
+        xr.testing.assert_identical(theirs, maps())
+        assert mine.t2m.values[0].min() == 7.0  # type: ignore[union-attr]
+
+
+def test_what_is_written_to_an_object_that_is_open_to_write_is_seen_by_all() -> None:
+    with xshm.publish(maps(), "x") as shared:
+        reader = shared.open()
+        writer = shared.open("r+")
+        writer.t2m.values[0] = 7.0  # type: ignore[union-attr]
+        writer["height"].loc[{"lat": -60}] = -1  # type: ignore[index]
+        assert reader.t2m.values[0].min() == 7.0  # type: ignore[union-attr]
+        with SPAWN.Pool(1) as pool:
+            assert pool.apply(_sums, (shared,)) == (20 * 7.0 + 7 * 20, maps().height[1:].sum() - 5)
+            pool.close()
+            pool.join()
+
+
+def _sums(shared: xshm.SharedDataset) -> tuple[float, float]:
+    ds: Any = shared.open()
+    return float(ds.t2m.values.sum()), float(ds.height.values.sum())
+
+
+def test_strings_cannot_be_written_to_in_place() -> None:
+    ds = xr.Dataset({"word": ("i", np.array(["a", "b"], dtype=object))})
+    with xshm.publish(ds, "x") as shared:
+        with pytest.raises(ValueError, match="read-only"):
+            shared.open("r+").word.values[0] = "c"  # type: ignore[union-attr]
+        shared.open().word.values[0] = "c"  # type: ignore[union-attr]
+
+
+def test_a_mode_that_there_is_not() -> None:
+    with xshm.publish(maps(), "x") as shared, pytest.raises(ValueError, match="expected mode 'r'"):
+        shared.open("w")  # type: ignore[arg-type]
+
+
+def test_it_travels_as_a_handle() -> None:
+    with xshm.publish(maps(times=1000), "x") as shared:
+        assert len(pickle.dumps(shared)) < 500
+        again = pickle.loads(pickle.dumps(shared))
+        assert (again.name, again.generation) == (shared.name, shared.generation)
+        xr.testing.assert_identical(again.open(), shared.open())
+    with xshm.publish(maps(2.0), "x"):  # of the same name, but not the same
+        assert not again.exists
+        with pytest.raises(FileNotFoundError, match="x"):
+            again.open()
+
+
+def test_tokens_tell_containers_of_one_name_apart() -> None:
+    with xshm.publish(maps(), "x") as first:
+        assert tokenize(first) == tokenize(pickle.loads(pickle.dumps(first)))
+        before = tokenize(first)
+    with xshm.publish(maps(), "x") as second:
+        assert tokenize(second) != before
+
+
+def test_opened_objects_travel_as_handles_until_they_are_written_to() -> None:
+    ds = maps(times=1000)
+    with xshm.publish(ds, "x") as shared:
+        opened: Any = shared.open()
+        assert len(pickle.dumps(opened)) < 10_000
+        opened.t2m.values  # noqa: B018  # looked at
+        opened.load()
+        assert len(pickle.dumps(opened)) < 10_000
+        xr.testing.assert_identical(pickle.loads(pickle.dumps(opened)), ds)
+        opened.t2m.values[0] = 7.0
+        assert len(pickle.dumps(opened)) > opened.t2m.nbytes
+        assert pickle.loads(pickle.dumps(opened)).t2m.values[0].min() == 7.0
+        with SPAWN.Pool(1) as pool:
+            assert pool.apply(_mean, (shared.open(),)) == 1.0
+            pool.close()
+            pool.join()
+
+
+def _mean(ds: xr.Dataset) -> float:
+    return float(ds.t2m.values.mean())
+
+
+def test_a_pickle_of_what_was_replaced_fails_and_gives_nothing_else() -> None:
+    with xshm.publish(maps(), "x") as shared:
+        pickled = pickle.dumps(shared.open())
+    with (
+        xshm.publish(maps(2.0), "x"),
+        pytest.raises(xshm.ContainerNotFoundError, match="published again"),
+    ):
+        pickle.loads(pickled).load()
+
+
+def test_by_name() -> None:
+    with xshm.publish(maps(), "b"), xshm.publish(np.zeros(3), "a") as a:
+        assert [shared.name for shared in xshm.list()] == ["a", "b"]
+        xr.testing.assert_identical(xshm.open("b"), maps())
+        assert xshm.SharedDataset("a").generation == a.generation
+        xshm.unlink("a")
+        assert not a.exists
+        with pytest.raises(FileNotFoundError, match="there is no container 'a'"):
+            xshm.unlink("a")
+        with pytest.raises(FileNotFoundError, match="there is no container 'a'"):
+            xshm.open("a")
+        with pytest.raises(FileNotFoundError):
+            a.unlink()
+
+
+def test_who_has_it_open_keeps_it() -> None:
+    shared = xshm.publish(maps(), "x")
+    opened = shared.open()
+    shared.unlink()
+    xr.testing.assert_identical(opened, maps())
+
+
+def test_who_has_it_open_keeps_strings_too_looked_at_or_not() -> None:
+    ds = xr.Dataset({"word": ("i", np.array(["a", "b"], dtype=object))})
+    shared = xshm.publish(ds, "x")
+    looked_at, opened = shared.open(), shared.open()
+    looked_at.load()  # type: ignore[union-attr]
+    shared.unlink()
+    xr.testing.assert_identical(looked_at, ds)
+    xr.testing.assert_identical(opened, ds)
+
+
+# ---- the lock ----
+
+
+def test_the_lock_keeps_others_out() -> None:
+    with xshm.publish(np.zeros(1), "x") as shared:
+        other = pickle.loads(pickle.dumps(shared.lock))
+        with shared.lock:
+            assert shared.lock.locked()
+            assert not other.acquire(timeout=0.05)
+            assert not other.locked()
+        assert other.acquire(timeout=5)
+        other.release()
+        with pytest.raises(xshm.XshmError, match="that it does not"):
+            other.release()
+
+
+def test_the_lock_passes_to_a_pool_and_makes_sums_right() -> None:
+    with xshm.publish(np.zeros(1, np.int64), "x") as shared:
+        with SPAWN.Pool(3) as pool:
+            pool.starmap(_count, [(shared.lock, shared)] * 3)
+            pool.close()
+            pool.join()
+        assert shared.open()[0] == 600  # type: ignore[index]
+
+
+def _count(lock: Any, shared: xshm.SharedDataset) -> None:
+    counts: Any = shared.open("r+")
+    for _ in range(200):
+        with lock:
+            before = int(counts[0])
+            time.sleep(0)  # give others their turn to do it wrong
+            counts[0] = before + 1
+
+
+_HOLD = """
+import sys, time, xshm
+xshm.SharedDataset("x").lock.acquire()
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_lock_of_a_killed_process_is_free() -> None:
+    with (
+        xshm.publish(np.zeros(1), "x") as shared,
+        subprocess.Popen([sys.executable, "-c", _HOLD], stdout=subprocess.PIPE) as holder,
+    ):
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        assert not shared.lock.acquire(timeout=0.05)
+        holder.send_signal(signal.SIGKILL)
+        assert shared.lock.acquire(timeout=10)
+        shared.lock.release()
+
+
+def test_a_forked_child_does_not_hold_its_parents_lock() -> None:
+    with xshm.publish(np.zeros(1), "x") as shared:
+        reading, writing = os.pipe()
+        shared.lock.acquire()
+        child = os.fork()
+        if child == 0:
+            os.close(writing)
+            was_held = shared.lock.locked()
+            os.read(reading, 1)  # until the parent has released it
+            os._exit(0 if not was_held and shared.lock.acquire(timeout=10) else 1)
+        os.close(reading)
+        assert not pickle.loads(pickle.dumps(shared.lock)).acquire(timeout=0.05)
+        shared.lock.release()
+        os.close(writing)
+        assert os.waitpid(child, 0)[1] == 0
+        wait_until(lambda: shared.lock.acquire(timeout=1), "the child's lock ended with it")
+        shared.lock.release()
+
+
+def test_the_lock_of_what_was_removed_cannot_be_taken() -> None:
+    shared = xshm.publish(np.zeros(1), "x")
+    lock = shared.lock
+    shared.unlink()
+    with pytest.raises(xshm.ContainerNotFoundError):
+        lock.acquire()
+    assert not lock.locked()
