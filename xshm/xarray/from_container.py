@@ -129,7 +129,8 @@ class Decoder:
         dataset = self.dataset()
         with reading("the DataArray"):
             (array,) = dataset.data_vars.values()
-            return array.rename(scalars.decode(self._header["name"]))
+            name = scalars.decode(self._header["name"])
+            return dataset[name] if self._header.get("coordinate") is True else array.rename(name)
 
     def datasets(self, root: str = "/", drop: Collection[Hashable] = ()) -> dict[str, xr.Dataset]:
         """The Datasets of all groups at and below one, by their paths from there."""
