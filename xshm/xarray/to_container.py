@@ -58,6 +58,7 @@ def encode(obj: Publishable) -> Encoded:
             header |= {
                 "kind": "dataarray",
                 "name": scalars.encode(obj.name, "the name of the DataArray"),
+                "coordinate": _is_coordinate(obj),
                 "groups": [encoder.group(as_dataset(obj))],
             }
         case xr.DataTree():
@@ -82,6 +83,12 @@ def encode(obj: Publishable) -> Encoded:
             )
     encoder.warn()
     return Encoded(header, encoder.buffers, encoder.sources, encoder.layouts)
+
+
+def _is_coordinate(obj: xr.DataArray) -> bool:
+    """Whether it is one of its own coordinates, and its index holds its values."""
+    is_own = isinstance(obj.variable, xr.IndexVariable) and obj.name in obj.coords
+    return is_own and obj.variable.identical(obj.coords[obj.name].variable)
 
 
 def as_dataset(obj: xr.Dataset | xr.DataArray) -> xr.Dataset:
