@@ -30,14 +30,13 @@ from xshm.errors import (
     UnsupportedError,
     XshmError,
 )
-from xshm.statistics import stats
-from xshm.whereabouts import is_shared
-
-config.install_defaults()
-
 from xshm.publish import publish
 from xshm.shared_dataset import SharedDataset, list, open, unlink
+from xshm.statistics import stats
+from xshm.whereabouts import is_shared
 from xshm.xarray import accessor as _accessor  # noqa: F401  # registers .xshm
+
+config.install_defaults()
 
 __all__ = [
     "ContainerExistsError",

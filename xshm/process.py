@@ -195,7 +195,7 @@ def _limits(directory: Directory) -> tuple[int, int, int, int, bool]:
 def _keep() -> int:
     if config.get("keep") is not None:
         return config.get_bytes("keep")
-    return _memory() // (4 * CPU_COUNT)
+    return _memory() // (4 * int(CPU_COUNT))
 
 
 def _memory() -> int:

@@ -170,7 +170,7 @@ def _is_taken_as_it_is(dtype: Any) -> bool:
 def _decode_cftime(values: Any, name: Hashable) -> pd.Index:
     try:
         if isinstance(values, np.ndarray) and values.ndim == 1:
-            return xr.CFTimeIndex(values, name)  # type: ignore[no-untyped-call]
+            return xr.CFTimeIndex(values, name)
     except TypeError:  # something else among the values, or more than one calendar
         pass
     raise malformed("dates of one calendar of cftime", values.dtype)

@@ -36,14 +36,14 @@ class Container:
         self.handle = handle._replace(generation=self.preamble.generation)
         self.inode = os.fstat(file).st_ino
 
-    @classmethod
-    def open(cls, name: str, mode: Mode = "r") -> Self:
+    @staticmethod
+    def open(name: str, mode: Mode = "r") -> Container:
         """The container of that name; see :func:`opened`."""
         with opened(name, mode) as (container, _):
             return container
 
-    @classmethod
-    def of(cls, handle: ContainerHandle) -> Self:
+    @staticmethod
+    def of(handle: ContainerHandle) -> Container:
         """The container that a handle stands for, and no other; see :func:`opened`."""
         with opened(handle) as (container, _):
             return container

@@ -47,7 +47,7 @@ def check_workers(sources: Sequence[Any]) -> None:
     """
     if not sources:
         return
-    client = getattr(get_scheduler(collections=[*sources]), "__self__", None)
+    client: Any = getattr(get_scheduler(collections=[*sources]), "__self__", None)
     if not hasattr(client, "run"):
         return  # threads or processes of this host
     found = client.run(_domain, on_error="return")

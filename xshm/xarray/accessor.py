@@ -62,7 +62,7 @@ class XshmAccessor:
 
 
 def _is_shared(variable: xr.Variable) -> bool:
-    data = variable._data
+    data: Any = variable._data
     while isinstance(data, CopyOnWriteArray | MemoryCachedArray):
         data = data.array
     if isinstance(data, ContainerArray):

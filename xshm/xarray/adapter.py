@@ -56,7 +56,7 @@ class ContainerArray(NumpyIndexingAdapter):
         self._source = source
 
     @property
-    def array(self) -> np.ndarray[Any, Any]:
+    def array(self) -> np.ndarray[Any, Any]:  # type: ignore[override]  # it is only read there
         """The array, opened."""
         if not isinstance(self._source, np.ndarray):
             self._source = self._source.open()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import reprlib
 from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
@@ -119,10 +120,10 @@ class Decoder:
             if group["path"] == path:
                 with reading(f"group {path!r}"):
                     return self._dataset(group, drop)
-        raise KeyError(
-            f"there is no group {path!r}: expected one of "
-            f"{[group['path'] for group in groups_of(self._header)]}"
-        )
+        paths = reprlib.repr([group["path"] for group in groups_of(self._header)])
+        if path == "/":
+            raise FormatError(f"expected a container with the group '/', found groups {paths}")
+        raise KeyError(f"there is no group {path!r}: expected one of {paths}")
 
     def data_array(self) -> xr.DataArray:
         """The DataArray, if that was published."""
@@ -154,7 +155,7 @@ class Decoder:
         """The NumPy array, if that was published."""
         with reading("the array"):
             data = self._data(self._header["array"])
-            return data.array if isinstance(data, ContainerArray) else data  # type: ignore[no-any-return]
+            return data.array if isinstance(data, ContainerArray) else data
 
     def _dataset(self, group: Header, drop: Collection[Hashable]) -> xr.Dataset:
         entries = {scalars.decode(entry["name"]): entry for entry in group["variables"]}
@@ -197,7 +198,7 @@ class Decoder:
             )
         data = self._data(entry["data"])
         if len(dims) != data.ndim:
-            raise FormatError(f"expected {data.ndim} dims, found {dims}")
+            raise FormatError(f"expected {data.ndim} dims, found {reprlib.repr(dims)}")
         # xarray does not look at the data then: arrays of pandas have to be wrapped by it.
         is_numpy = isinstance(data, np.ndarray | ContainerArray)
         return self._new_variable(dims, data, attrs, encoding, fastpath=is_numpy)
@@ -206,7 +207,7 @@ class Decoder:
         layout = arrays.layout(spec)
         if layout is not None:
             arrays.check(spec, self._sizes)
-            if 0 in layout.shape:
+            if layout.buffer is None or 0 in layout.shape:
                 return np.empty(layout.shape, layout.dtype)
             return ContainerArray(
                 self._mapped.array(
@@ -224,7 +225,7 @@ def _chunk_size(sizes: list[int]) -> int | tuple[int, ...]:
     if all(type(n) is int and n >= 0 for n in sizes):
         is_regular = set(sizes[:-1]) <= {sizes[0]} and sizes[-1] <= sizes[0]
         return sizes[0] if is_regular else tuple(sizes)
-    raise FormatError(f"expected sizes of chunks, found {sizes!r}")
+    raise FormatError(f"expected sizes of chunks, found {reprlib.repr(sizes)}")
 
 
 def groups_of(header: Header) -> list[Header]:
@@ -238,5 +239,8 @@ def groups_of(header: Header) -> list[Header]:
     if not isinstance(groups, list) or not all(
         isinstance(g, dict) and isinstance(g.get("path"), str) for g in groups
     ):
-        raise FormatError("expected a header with a list of groups, each with a path")
+        raise FormatError(
+            "expected a header with a list of groups, each with a path, found "
+            f"{reprlib.repr(groups)}"
+        )
     return groups

@@ -23,15 +23,15 @@ class NamedContainerVariable(xr.Variable):
     none of this.
     """
 
-    def chunk(self, *args: Any, from_array_kwargs: Any = None, **kwargs: Any) -> xr.Variable:
+    def chunk(self, *args: Any, **kwargs: Any) -> Any:
         """See `xarray.Variable.chunk`."""
-        kwargs_of_array = dict(from_array_kwargs or {})
+        kwargs_of_array = dict(kwargs.get("from_array_kwargs") or {})
         name = kwargs_of_array.get("name")
         generation = _generation(self._data)
         if isinstance(name, str) and generation is not None:
             kwargs_of_array["name"] = f"{name}-{generation}"
         plain = xr.Variable(self._dims, self._data, self._attrs, self._encoding, fastpath=True)
-        return plain.chunk(*args, from_array_kwargs=kwargs_of_array, **kwargs)
+        return plain.chunk(*args, **{**kwargs, "from_array_kwargs": kwargs_of_array})
 
 
 def _generation(data: Any) -> str | None:
