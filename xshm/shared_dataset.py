@@ -242,8 +242,8 @@ def open(name: str, mode: Mode = "r") -> Published:
     --------
     >>> import numpy as np, xshm
     >>> with xshm.publish(np.arange(3), "three"):
-    ...     xshm.open("three")
-    array([0, 1, 2])
+    ...     xshm.open("three").tolist()
+    [0, 1, 2]
     """
     return SharedDataset(name).open(mode)
 
