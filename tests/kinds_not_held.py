@@ -66,6 +66,11 @@ def _contains_itself() -> np.ndarray:
     return objects("-", values)
 
 
+def _unknown_shape() -> dask.array.Array:
+    x = dask.array.arange(6, chunks=3)
+    return x[x > 2]
+
+
 _OBJECT = "objects could only be pickled, and nothing is unpickled from a container"
 _SUBCLASS = "what a subclass adds would be lost"
 _FOREIGN = "only its own library can say what it consists of"
@@ -161,6 +166,18 @@ NOT_HELD = {
         "variable 'v'",
         "DecimalArray",
         _FOREIGN,
+    ),
+    "dask, unknown shape": NotHeld(
+        lambda: xr.Dataset({"v": xr.Variable("x", _unknown_shape())}),
+        "variable 'v'",
+        "dask.array",
+        "room is taken before anything is computed",
+    ),
+    "attribute, constant of NumPy": NotHeld(
+        lambda: described(a=np.ma.masked),
+        "the attributes of the dataset, 'a'",
+        "MaskedConstant",
+        _SUBCLASS,
     ),
     "time zone of another library": NotHeld(
         lambda: indexed(DAYS.tz_localize("dateutil/Europe/Berlin")),

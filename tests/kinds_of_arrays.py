@@ -232,6 +232,9 @@ PANDAS: Kinds = {
     "periods, quarters": lambda: dataset(pd.period_range("2020", periods=2, freq="Q-NOV").array),
     "times in a zone": lambda: dataset(DAYS.tz_localize("Europe/Berlin").array),
     "times in UTC, seconds": lambda: dataset(DAYS.as_unit("s").tz_localize("UTC").array),
+    "times in a zone, of an index": lambda: dataset(DAYS.tz_localize("Europe/Berlin")),
+    "days, of an index": lambda: dataset(DAYS),
+    "periods, of an index": lambda: dataset(pd.period_range("2020", periods=2, freq="W-WED")),
     "sparse floats": lambda: dataset(pd.arrays.SparseArray([np.nan, 1.5, np.nan])),
     "sparse ints": lambda: dataset(pd.arrays.SparseArray([7, 1, 7], fill_value=7)),
 }
@@ -246,6 +249,7 @@ def masked(**options: Any) -> np.ndarray:
 
 MEMORY: Kinds = {
     "0-d": lambda: dataset(np.float32(0.1)),
+    "many dimensions": lambda: np.zeros((1,) * 40),
     "0-d array": lambda: np.array(7, ">i2"),
     "empty": lambda: dataset(np.empty((0, 3))),
     "empty, inner": lambda: dataset(np.empty((2, 0, 3), "U5")),
@@ -262,6 +266,11 @@ MEMORY: Kinds = {
     "masked, fill value": lambda: masked(fill_value=-9999.0),
     "masked, hard": lambda: masked(hard_mask=True),
     "masked nothing": lambda: np.ma.MaskedArray([1, 2]),
+    "masked structures": lambda: np.ma.MaskedArray(
+        structured(dtype=[("a", "i4"), ("b", "f4")]), [(True, False), (False, True), (True, True)]
+    ),
+    "masked objects": lambda: np.ma.MaskedArray(objects("a", None), [True, False]),
+    "masked, 0-d": lambda: np.ma.MaskedArray(1, True),
     "masked, Fortran order": lambda: np.ma.masked_greater(np.asfortranarray(_CUBE[0]), 5),
 }
 

@@ -37,8 +37,9 @@ def _range(dim: str = "x", **options: Any) -> xr.Dataset:
     return xr.Dataset(coords=xr.Coordinates.from_xindex(RangeIndex.arange(dim=dim, **options)))
 
 
-def _multi(**options: Any) -> xr.Dataset:
-    index = pd.MultiIndex.from_arrays([["b", "a", "b"], [1, 2, 3]], names=("letter", "number"))
+def _multi(*levels: Any) -> xr.Dataset:
+    levels = levels or (["b", "a", "b"], [1, 2, 3])
+    index = pd.MultiIndex.from_arrays(levels, names=("letter", "number"))
     return xr.Dataset({"v": ("x", [1, 2, 3])}, xr.Coordinates.from_pandas_multiindex(index, "x"))
 
 
@@ -108,6 +109,17 @@ INDEXES: Kinds = {
         coords={"x": [1, 2], "label": ("x", ["a", "b"])}
     ).set_xindex("label"),
     "no index": lambda: indexed([1, 2]).drop_indexes("x"),
+    "no index, times in a zone": lambda: indexed(DAYS.tz_localize("UTC")).drop_indexes("x"),
+    "no index, categories": lambda: indexed(pd.CategoricalIndex(["b", "a"])).drop_indexes("x"),
+    "MultiIndex of times and categories": lambda: _multi(DAYS, pd.Categorical(["a", "b", "a"])),
+    "MultiIndex of coordinates": lambda: xr.Dataset(
+        coords={"a": ("x", [1, 2]), "b": ("x", ["c", "d"])}
+    ).set_xindex(["a", "b"]),
+    "index of business days": lambda: indexed(pd.date_range("2020", periods=3, freq="B")),
+    "index of structures": lambda: indexed(np.array([(1, 2.0)], [("a", "i2"), ("b", "f4")])),
+    "index of cftime, empty": lambda: indexed(
+        xr.date_range("2000", periods=1, calendar="noleap", use_cftime=True)[:0]
+    ),
     "index of a scalar coordinate's former dimension": lambda: indexed(DAYS).isel(x=1),
     "index with attributes and encoding": _with_attributes_of_index,
 }
@@ -299,6 +311,12 @@ CHUNKED: Kinds = {
     ),
     "dask, StringDType": lambda: chunked((2, 1), dtype=np.dtypes.StringDType()),
     "dask, coordinate": lambda: xr.Dataset(coords={"c": ("x", dask.array.arange(4, chunks=2))}),
+    "dask, masked": lambda: dataset(
+        dask.array.ma.masked_greater(dask.array.arange(4, chunks=2), 1)
+    ),
+    "dask, dtype with metadata": lambda: dataset(
+        dask.array.from_array(np.arange(2).view(np.dtype("i8", metadata={"enum": {"a": 1}})), 1)
+    ),
     "dask, DataArray": lambda: xr.DataArray(dask.array.ones((4, 2), chunks=2), name="v"),
 }
 

@@ -43,6 +43,15 @@ def test_what_is_repeated_is_stored_once(make: Callable[[], Any]) -> None:
         assert shared.nbytes < 100_000
 
 
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_what_was_opened_is_published_again(name: str) -> None:
+    with xshm.publish(KINDS[name](), "kind") as shared:
+        opened = shared.open()
+    with xshm.publish(opened, "kind") as shared:
+        again = shared.open()
+        assert_same(opened, again)
+
+
 def test_another_process_sees_the_same() -> None:
     for name in ELSEWHERE:
         xshm.publish(KINDS[name](), name)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from xshm.codecs import arrays, indexes, scalars
@@ -217,7 +218,9 @@ class Decoder:
         shape, dtype = arrays.shape_and_dtype(spec)
         if isinstance(dtype, np.dtype):
             return ContainerArray(EncodedArray(self._handle, spec, shape, dtype, self._mapped))
-        return arrays.decode(spec, self._mapped)
+        data = arrays.decode(spec, self._mapped)
+        # Of the array of times in a zone xarray makes objects, of an index it does not.
+        return pd.Index(data, copy=False) if isinstance(data.dtype, pd.DatetimeTZDtype) else data
 
 
 def _chunk_size(sizes: list[int]) -> int | tuple[int, ...]:

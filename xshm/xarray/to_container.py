@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import warnings
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import xarray as xr
 
 from xshm.codecs import arrays, indexes, ndarrays, scalars
 from xshm.codecs.buffers import Buffers
+from xshm.codecs.specs import unsupported
 from xshm.container.header import Header
 from xshm.errors import UnsupportedError
 
@@ -165,6 +167,13 @@ class GroupEncoder:
         self, name: Hashable, variable: xr.Variable, is_coordinate: bool, index: int | None
     ) -> Header:
         what = f"variable {name!r}"
+        if any(math.isnan(size) for size in variable.shape):
+            raise unsupported(
+                what,
+                "an array of known shape",
+                variable.data,
+                "call compute_chunk_sizes() of the array first",
+            )
         entry = {
             "name": scalars.encode(name, f"the name of {what}"),
             "dims": [scalars.encode(dim, f"a dimension of {what}") for dim in variable.dims],
