@@ -28,8 +28,8 @@ from .memory import Peak
 MiB = 2**20
 PROTOCOLS = ("tcp", "shm")
 MEMORY_LIMIT = 700 * MiB
-_SIDE = 512
-_CHUNK = (16, _SIDE, _SIDE)  # 16 MiB in float32
+_SIDE = 64
+_CHUNK = (1024, _SIDE, _SIDE)  # 16 MiB in float32
 
 
 def _shape(nbytes: int) -> tuple[int, int, int]:
