@@ -56,6 +56,13 @@ def own_directory() -> Iterator[Path]:
             shutil.rmtree(parent)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _imported_once_and_kept() -> None:
+    """What the modules of the tests imported need not be searched for garbage after each test."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def directory() -> Iterator[Path]:
     """A directory that only this test uses."""

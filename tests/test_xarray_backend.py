@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import dask.config
 import pytest
 import xarray as xr
 from xarray.tests.conftest import (  # noqa: F401  # fixtures of the tests below
@@ -24,6 +23,8 @@ from xarray.tests.test_backends import DatasetIOBase
 from xarray.tests.test_backends_datatree import NetCDFIOBase
 
 import xshm
+
+pytestmark = pytest.mark.usefixtures("dask_threads")
 
 #: Tests that do not apply, and why: what they are about happens in encoding for netCDF.
 LEFT_OUT_OF_DATASETS = {
@@ -45,13 +46,6 @@ LEFT_OUT_OF_TREES = {
 }
 
 _numbers = itertools.count()
-
-
-@pytest.fixture(autouse=True)
-def _in_this_thread() -> Iterator[None]:
-    """dask keeps the threads of its pool; a test must leave none."""
-    with dask.config.set(scheduler="synchronous"):
-        yield
 
 
 class TestByName(DatasetIOBase):
