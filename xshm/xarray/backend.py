@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable
 from typing import Any
 
 import xarray as xr
 from xarray.backends import BackendEntrypoint
+from xarray.backends.api import DATAARRAY_NAME
 
 from xshm.container.container import MappedContainer
 from xshm.shared_dataset import SharedDataset
@@ -53,7 +55,11 @@ class XshmBackend(BackendEntrypoint):
     ) -> xr.Dataset:
         """The Dataset of a container, or of one group of it."""
         decoder = _decoder(filename_or_obj)
-        return decoder.dataset(_absolute(group), _names(drop_variables))
+        dataset = decoder.dataset(_absolute(group), _names(drop_variables))
+        if decoder.array_name in dataset.coords:  # the array itself is stored under another
+            dataset.attrs[DATAARRAY_NAME] = decoder.array_name
+        dataset.set_close(_nothing_to_close)  # open_mfdataset calls it
+        return dataset
 
     def open_groups_as_dict(
         self,
@@ -89,7 +95,17 @@ def _decoder(which: Any) -> Decoder:
     if isinstance(which, SharedDataset):
         return Decoder(which.map())
     # A plain name is not enough to tell two containers apart.
-    return Decoder(MappedContainer.open(which), NamedContainerVariable)
+    return Decoder(MappedContainer.open(_name(os.fspath(which))), NamedContainerVariable)
+
+
+def _name(name: str) -> str:
+    # open_mfdataset takes names for files of the current folder, and makes absolute paths of them.
+    folder, _, last = name.rpartition("/")
+    return last if folder and folder == os.getcwd() else name
+
+
+def _nothing_to_close() -> None:
+    """A mapping ends with the last array that lies in it."""
 
 
 def _absolute(group: str | None) -> str:

@@ -126,12 +126,21 @@ class Decoder:
             raise FormatError(f"expected a container with the group '/', found groups {paths}")
         raise KeyError(f"there is no group {path!r}: expected one of {paths}")
 
+    @property
+    def array_name(self) -> Hashable | None:
+        """The name of the DataArray, if that was published and has one."""
+        if self._header.get("kind") != "dataarray":
+            return None
+        with reading("the name of the DataArray"):
+            name: Hashable | None = scalars.decode(self._header["name"])
+            return name
+
     def data_array(self) -> xr.DataArray:
         """The DataArray, if that was published."""
         dataset = self.dataset()
         with reading("the DataArray"):
             (array,) = dataset.data_vars.values()
-            name = scalars.decode(self._header["name"])
+            name = self.array_name
             return dataset[name] if self._header.get("coordinate") is True else array.rename(name)
 
     def datasets(self, root: str = "/", drop: Collection[Hashable] = ()) -> dict[str, xr.Dataset]:
