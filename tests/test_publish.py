@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import dask.array as da
+import dask.config
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,6 +23,12 @@ from dask.callbacks import Callback
 
 import xshm
 from tests.conftest import files_in
+from tests.test_namespaces import (
+    loopback_up,  # noqa: F401  # every process that runs in a namespace begins with it
+    mount_tmpfs,
+    needs_namespaces,
+    run_in_namespace,
+)
 from xshm import janitor
 from xshm.directory import configured
 
@@ -207,6 +215,41 @@ def test_compute_false_travels_to_a_process_that_computes_it() -> None:
 
 def _compute(delayed: bytes) -> Any:
     return pickle.loads(delayed).compute(scheduler="sync")
+
+
+# ---- no room ----
+
+
+@pytest.mark.parametrize("mode", ["w-", "a"])
+def test_no_room_says_how_much_is_needed_and_leaves_nothing(directory: Path, mode: Any) -> None:
+    huge = xr.Dataset({"huge": ("i", da.zeros(2**45, chunks=2**40))})
+    with xshm.publish(maps(), "small") as shared:
+        before, size = files_in(directory), _file_size(shared)
+        needed = r"needs 2684354\d\d.\d MiB, and .* has \d+.\d of \d+.\d MiB free.*xshm rm"
+        with pytest.raises(xshm.NoRoomError, match=needed) as raised:
+            xshm.publish(huge, "small" if mode == "a" else "huge", mode=mode)
+        assert raised.value.errno == errno.ENOSPC
+        assert files_in(directory) == before
+        assert _file_size(shared) == size
+
+
+@needs_namespaces
+def test_a_directory_that_is_nearly_full(directory: Path) -> None:
+    run_in_namespace(publish_in_a_small_directory, directory)
+
+
+def publish_in_a_small_directory(directory: str) -> None:
+    """Two Datasets of 3 MiB in a tmpfs of 4 MiB."""
+    mount_tmpfs(directory, "4m")
+    ds = xr.Dataset({"x": ("i", np.ones(3 * 2**17))})
+    with dask.config.set({"xshm.directory": directory}):
+        with xshm.publish(ds, "first"):
+            before = files_in(Path(directory))
+            with pytest.raises(xshm.NoRoomError, match=r"needs 3.0 MiB, and .* of 4.0 MiB free"):
+                xshm.publish(ds, "second")
+            assert files_in(Path(directory)) == before
+        with xshm.publish(ds, "second") as shared:
+            xr.testing.assert_identical(shared.open(), ds)
 
 
 # ---- part of it ----
