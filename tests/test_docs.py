@@ -135,6 +135,27 @@ def test_the_example_gives_the_same_trend_over_both_protocols(tmp_path: Path) ->
     assert told["shm"] == told["tcp"]
 
 
+def test_the_example_of_loading_once_saves_memory_for_everybody(
+    tmp_path: Path, directory: Path
+) -> None:
+    picture = tmp_path / "response.png"
+    done = run(
+        [
+            *(sys.executable, ROOT / "examples" / "load_once.py"),
+            *("--scale", "0.1", "--output", picture),
+        ],
+        tmp_path,
+    )
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    number = r" +([\d.,]+)"
+    rows = re.findall(rf"^(script|pool|cluster){4 * number}$", done.stdout, re.M)
+    assert [who for who, *_ in rows] == ["script", "pool", "cluster"]
+    file, shared = (sum(int(row[i].replace(",", "")) for row in rows) for i in (3, 4))
+    assert shared < file / 2
+    assert "Traceback" not in done.stderr
+    assert files_in(directory) == []
+
+
 # ---- commands ----
 
 
