@@ -26,7 +26,7 @@ import xshm
 
 pytestmark = pytest.mark.usefixtures("dask_threads")
 
-#: Tests that do not apply, and why: what they are about happens in encoding for netCDF.
+#: Tests that do not apply, and why: they are about what files of netCDF are and keep.
 LEFT_OUT_OF_DATASETS = {
     "test_write_store": "writes variables encoded for netCDF to a store; there is no store",
     "test_roundtrip_string_encoded_characters": "netCDF notes the _Encoding of characters",
@@ -36,13 +36,13 @@ LEFT_OUT_OF_DATASETS = {
 }
 LEFT_OUT_OF_TREES = {
     "test_to_netcdf": "expects a file that is kept open; test_an_opened_tree_equals has the rest",
-    "test_write_subgroup": "netCDF forgets a tree's name, here it is kept; likewise has the rest",
+    "test_write_subgroup": "netCDF forgets the tree's name; test_a_part_of_a_tree has the rest",
     "test_netcdf_encoding": "is about the compression of netCDF",
     "test_no_redundant_dimensions": "looks into the file with netCDF4",
     "test_default_write_engine": "is about which library writes netCDF",
     "test_roundtrip_via_memoryview": "is about netCDF files in memory",
     "test_to_memoryview_compute_false": "is about netCDF files in memory",
-    "test_compute_false": "expects a file with gaps before compute(); here it has no name yet",
+    "test_compute_false": "expects a file at once; test_a_tree_is_computed_later has the rest",
 }
 
 _numbers = itertools.count()
@@ -130,6 +130,11 @@ class TestTrees(NetCDFIOBase):
         simple_datatree.to_netcdf(tmpdir / "test.nc", engine=self.engine)
         with xr.open_datatree("test.nc", engine=self.engine) as opened:
             xr.testing.assert_identical(opened, simple_datatree)
+
+    def test_a_tree_is_computed_later(self, simple_datatree: xr.DataTree) -> None:  # noqa: F811
+        later = xshm.publish(simple_datatree.chunk(), "a", compute=False)
+        assert xshm.list() == []
+        xr.testing.assert_identical(later.compute().open(), simple_datatree)
 
     def test_a_part_of_a_tree_keeps_what_it_inherits(self) -> None:
         tree = xr.DataTree.from_dict({"/": xr.Dataset(coords={"x": [1, 2]}), "/a/b": xr.Dataset()})
