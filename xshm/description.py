@@ -10,8 +10,8 @@ import numpy as np
 
 from xshm.codecs import arrays, scalars
 from xshm.container.header import Header
+from xshm.labelled.from_container import groups_of, reading
 from xshm.shared_dataset import SharedDataset
-from xshm.xarray.from_container import groups_of, reading
 
 Description = dict[str, Any]
 

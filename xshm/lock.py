@@ -9,7 +9,7 @@ import time
 import weakref
 from typing import Self
 
-from xshm.container.mapped import ContainerHandle
+from xshm.container.handle import ContainerHandle
 from xshm.errors import XshmError
 
 _LONGEST_PAUSE = 0.01  # seconds between two tries, where a time is set

@@ -10,13 +10,14 @@ from xshm import janitor, process
 from xshm.container import draft as drafts
 from xshm.container import names
 from xshm.container.draft import Draft
-from xshm.container.mapped import ContainerHandle
-from xshm.dask.store import check_workers, store, store_later
+from xshm.container.handle import ContainerHandle
+from xshm.container.mapped import ArrayHandle
 from xshm.directory import configured
 from xshm.errors import UnsupportedError
+from xshm.labelled.to_container import Publishable, encode
 from xshm.shared_dataset import SharedDataset
+from xshm.store import check_workers, store, store_later
 from xshm.update import Region, add, write_over
-from xshm.xarray.to_container import Publishable, encode
 
 
 def publish(
@@ -106,7 +107,7 @@ def _create(obj: Publishable, name: str, replace: bool, compute: bool, bound: bo
     encoded = encode(obj)
     check_workers(encoded.sources)
     draft = Draft(encoded.header, encoded.buffers)
-    targets = [draft.handle.array(layout, draft.offsets) for layout in encoded.layouts]
+    targets = [ArrayHandle.of(draft.handle, layout, draft.offsets) for layout in encoded.layouts]
     if bound or not compute:
         process.keep_open()
     finish = (draft.handle, name, replace, draft.process.id if bound else None)

@@ -18,11 +18,11 @@ from dask.utils import format_bytes
 from xshm.codecs import scalars
 from xshm.container import names
 from xshm.container.container import Container, MappedContainer, Mode, opened
-from xshm.container.mapped import ContainerHandle
+from xshm.container.handle import ContainerHandle
 from xshm.directory import configured
 from xshm.errors import ContainerNameError, ContainerNotFoundError, FormatError
+from xshm.labelled.from_container import Decoder, groups_of, reading
 from xshm.lock import ContainerLock
-from xshm.xarray.from_container import Decoder, groups_of, reading
 
 if TYPE_CHECKING:
     from xshm.container.header import Header
@@ -185,7 +185,7 @@ class SharedDataset:
         )
 
     def map(self, mode: Mode = "r") -> MappedContainer:
-        """The container's bytes, for :class:`~xshm.xarray.from_container.Decoder`."""
+        """The container's bytes, for :class:`~xshm.labelled.from_container.Decoder`."""
         if mode not in ("r", "r+"):
             raise ValueError(f"expected mode 'r' or 'r+', found {mode!r}")
         return MappedContainer.open(self._handle._replace(writable=mode == "r+"))

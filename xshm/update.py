@@ -12,12 +12,12 @@ import xarray as xr
 from xshm.codecs.buffers import Buffers
 from xshm.container.addition import Addition, begin
 from xshm.container.mapped import ArrayHandle
-from xshm.dask.store import check_workers, store, store_later
 from xshm.errors import ContainerExistsError, UnsupportedError
+from xshm.labelled.adapter import ContainerArray
+from xshm.labelled.from_container import Decoder
+from xshm.labelled.to_container import GroupEncoder, as_dataset
 from xshm.shared_dataset import SharedDataset
-from xshm.xarray.adapter import ContainerArray
-from xshm.xarray.from_container import Decoder
-from xshm.xarray.to_container import GroupEncoder, as_dataset
+from xshm.store import check_workers, store, store_later
 
 Region = Mapping[Hashable, "slice | Literal['auto']"] | Literal["auto"]
 
@@ -47,7 +47,9 @@ def add(obj: xr.Dataset | xr.DataArray, name: str, compute: bool) -> Any:
     encoder.warn()
     check_workers(encoder.sources)
     addition = begin(shared.container, header, encoder.buffers)
-    targets = [addition.handle.array(layout, addition.offsets) for layout in encoder.layouts]
+    targets = [
+        ArrayHandle.of(addition.handle, layout, addition.offsets) for layout in encoder.layouts
+    ]
     if not compute:
         return store_later(encoder.sources, targets, _finish, addition)
     try:

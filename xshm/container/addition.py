@@ -9,7 +9,7 @@ from xshm.codecs.buffers import Buffers
 from xshm.container import header as headers
 from xshm.container import preamble
 from xshm.container.container import Container, read
-from xshm.container.mapped import ContainerHandle
+from xshm.container.handle import ContainerHandle
 from xshm.container.room import reserve
 from xshm.container.writing import write_buffers
 from xshm.directory import configured

@@ -11,7 +11,8 @@ import numpy as np
 
 from xshm.container import header as headers
 from xshm.container import names, preamble
-from xshm.container.mapped import ContainerHandle, MappedArray
+from xshm.container.handle import ContainerHandle
+from xshm.container.mapped import MappedArray
 from xshm.directory import configured
 from xshm.errors import FormatError
 

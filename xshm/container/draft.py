@@ -11,7 +11,7 @@ from xshm import process
 from xshm.codecs.buffers import Buffers
 from xshm.container import header as headers
 from xshm.container import names, preamble
-from xshm.container.mapped import ContainerHandle
+from xshm.container.handle import ContainerHandle
 from xshm.container.room import reserve
 from xshm.container.writing import write_buffers
 from xshm.directory import configured

@@ -2,97 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 from numpy.lib.stride_tricks import as_strided
 
-from xshm import _core, directory
+from xshm import _core
 from xshm.codecs.ndarrays import Layout
-from xshm.container import names, preamble
-from xshm.errors import ContainerNotFoundError
+from xshm.container.handle import ContainerHandle
 from xshm.whereabouts import bytes_spanned
-
-
-class ContainerHandle(NamedTuple):
-    """Which container: enough to find it from another process of the domain.
-
-    Attributes
-    ----------
-    path : str
-        Of its file, from the user's directory: ``containers/<name>``, or that of a draft.
-    generation : str
-        Another container may have the name by now; it is never taken for this one.
-    domain : str
-        The directory it is in.
-    writable : bool
-        Whether writes reach everybody (mode ``"r+"``), or are the process's own (``"r"``).
-    """
-
-    path: str
-    generation: str
-    domain: str
-    writable: bool = False
-
-    @property
-    def name(self) -> str:
-        """By which it was published."""
-        return self.path.rpartition("/")[2]
-
-    def array(self, layout: Layout, offsets: Sequence[int]) -> ArrayHandle:
-        """Where an array of the container lies.
-
-        Parameters
-        ----------
-        layout : Layout
-        offsets : sequence of int
-            Of the buffers, in the file.
-        """
-        start = 0 if layout.buffer is None else offsets[layout.buffer]
-        return ArrayHandle(self, start + layout.offset, layout.shape, layout.strides, layout.dtype)
-
-    def open_file(self) -> int:
-        """Open the container's file.
-
-        Returns
-        -------
-        int
-            A descriptor, which is the caller's to close.
-
-        Raises
-        ------
-        ContainerNotFoundError
-            It was removed or replaced, or is in the directory of another host.
-        """
-        here = directory.configured()
-        if here.domain != self.domain:
-            raise ContainerNotFoundError(
-                errno.ENOENT,
-                f"container {self.name!r} is not in the directory of this process, {here.path}: "
-                "it was published on another host, or in a Docker container of its own",
-                self.name,
-            )
-        file = names.open_file(here.path / self.path, write=self.writable)
-        try:
-            found = preamble.Preamble.unpack(
-                os.pread(file, preamble.NBYTES, 0), os.fstat(file).st_size
-            )
-            if found.generation != self.generation:
-                raise ContainerNotFoundError(
-                    errno.ENOENT,
-                    f"container {self.name!r} was published again since this was opened: open it "
-                    "again, and build anew what was built on it",
-                    self.name,
-                )
-        except BaseException:
-            os.close(file)
-            raise
-        return file
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +36,20 @@ class ArrayHandle:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: np.dtype[Any]
+
+    @classmethod
+    def of(cls, container: ContainerHandle, layout: Layout, offsets: Sequence[int]) -> Self:
+        """Where an array of a container lies.
+
+        Parameters
+        ----------
+        container : ContainerHandle
+        layout : Layout
+        offsets : sequence of int
+            Of the buffers, in the file.
+        """
+        start = 0 if layout.buffer is None else offsets[layout.buffer]
+        return cls(container, start + layout.offset, layout.shape, layout.strides, layout.dtype)
 
     def __getitem__(self, key: Any) -> ArrayHandle:
         """A part of it, by basic indexing; nothing is opened."""

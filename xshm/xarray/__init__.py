@@ -1,0 +1,1 @@
+"""What xarray finds by itself: the engine and the accessor."""

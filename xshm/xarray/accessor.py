@@ -11,9 +11,9 @@ import xarray as xr
 from xarray.core.indexing import CopyOnWriteArray, MemoryCachedArray, NumpyIndexingAdapter
 
 from xshm.container.mapped import lies_in_container
+from xshm.labelled.adapter import ContainerArray
 from xshm.publish import publish
 from xshm.whereabouts import is_shared
-from xshm.xarray.adapter import ContainerArray
 
 
 @xr.register_dataset_accessor("xshm")

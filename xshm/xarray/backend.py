@@ -11,8 +11,8 @@ from xarray.backends import BackendEntrypoint
 from xarray.backends.api import DATAARRAY_NAME
 
 from xshm.container.container import MappedContainer
+from xshm.labelled.from_container import Decoder
 from xshm.shared_dataset import SharedDataset
-from xshm.xarray.from_container import Decoder
 from xshm.xarray.variable import NamedContainerVariable
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import xarray as xr
 from xarray.core.indexing import CopyOnWriteArray, MemoryCachedArray
 
-from xshm.xarray.adapter import ContainerArray
+from xshm.labelled.adapter import ContainerArray
 
 
 class NamedContainerVariable(xr.Variable):

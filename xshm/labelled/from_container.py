@@ -14,10 +14,10 @@ import xarray as xr
 
 from xshm.codecs import arrays, indexes, scalars
 from xshm.container.container import MappedContainer
+from xshm.container.handle import ContainerHandle
 from xshm.container.header import Header
-from xshm.container.mapped import ContainerHandle
 from xshm.errors import FormatError
-from xshm.xarray.adapter import ContainerArray
+from xshm.labelled.adapter import ContainerArray
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from xarray.core.indexing import (
     VectorizedIndexer,
 )
 
-from xshm.container.mapped import ArrayHandle, ContainerHandle, MappedArray
+from xshm.container.handle import ContainerHandle
+from xshm.container.mapped import ArrayHandle, MappedArray
 
 
 class Unopened(Protocol):

@@ -1,0 +1,1 @@
+"""xarray's objects as the contents of a container, and made of one again."""
