@@ -88,6 +88,12 @@ def test_other_things_are_refused() -> None:
         xshm.publish([1, 2], "x")  # type: ignore[arg-type]
 
 
+def test_what_is_refused_is_named_with_its_group() -> None:
+    tree = xr.DataTree.from_dict({"/": maps(), "/a/b": xr.Dataset({"q": ("i", [object()])})})
+    with pytest.raises(xshm.UnsupportedError, match=r"^variable 'q' of group '/a/b'"):
+        xshm.publish(tree, "x")
+
+
 @pytest.mark.parametrize("name", ["", "a/b", ".hidden", "..", "x" * 201, "new\nline", "nul\0", 3])
 def test_names_that_files_cannot_have_are_refused(name: Any) -> None:
     with pytest.raises(xshm.ContainerNameError, match="expected the name of a container"):

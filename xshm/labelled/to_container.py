@@ -120,10 +120,12 @@ class GroupEncoder:
         self.sources: list[Any] = []
         self.layouts: list[ndarrays.Layout] = []
         self._left_out: list[str] = []
+        self._group = ""
 
     def group(self, dataset: xr.Dataset, path: str = "/") -> Header:
         """The entry of a Dataset, or of a node of a DataTree."""
         what = "the dataset" if path == "/" else f"group {path!r}"
+        self._group = "" if path == "/" else f" of group {path!r}"
         return {
             "path": path,
             "attrs": scalars.encode(dataset.attrs, f"the attributes of {what}"),
@@ -149,7 +151,7 @@ class GroupEncoder:
         owner: dict[Hashable, int] = {}
         specs: list[Header] = []
         for number, (index, variables) in enumerate(_indexes(dataset), first_index):
-            where = "the index of " + ", ".join(map(repr, variables))
+            where = "the index of " + ", ".join(map(repr, variables)) + self._group
             spec = indexes.encode(index, variables, self.buffers, where)
             names = [scalars.encode(name, where) for name in variables]
             specs.append({"names": names, **spec})
@@ -166,7 +168,7 @@ class GroupEncoder:
     def _variable(
         self, name: Hashable, variable: xr.Variable, is_coordinate: bool, index: int | None
     ) -> Header:
-        what = f"variable {name!r}"
+        what = f"variable {name!r}{self._group}"
         if any(math.isnan(size) for size in variable.shape):
             raise unsupported(
                 what,
