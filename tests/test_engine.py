@@ -69,8 +69,10 @@ def test_options_about_decoding_are_accepted_and_have_no_effect() -> None:
 
 
 def test_options_that_there_are_not_are_refused() -> None:
-    with xshm.publish(maps(), "x"), pytest.raises(TypeError, match="colour"):
-        xr.open_dataset("x", engine="xshm", colour="red")
+    with xshm.publish(maps(), "x"):
+        for open_it in (xr.open_dataset, xr.open_datatree, xr.open_groups):
+            with pytest.raises(TypeError, match="colour"):
+                open_it("x", engine="xshm", colour="red")
 
 
 def test_groups_of_a_tree() -> None:

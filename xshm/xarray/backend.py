@@ -87,6 +87,8 @@ class XshmBackend(BackendEntrypoint):
         **decoders: Any,
     ) -> xr.DataTree:
         """The groups at and below one, as a DataTree."""
+        if unknown := decoders.keys() - {*self.open_dataset_parameters}:
+            raise TypeError(f"open_datatree() got unexpected options: {', '.join(sorted(unknown))}")
         decoder = _decoder(filename_or_obj)
         return decoder.data_tree(_absolute(group), _names(drop_variables))
 
