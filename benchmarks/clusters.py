@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -23,7 +22,7 @@ from .cluster import TIMEOUT, session
 from .comparison import Call, Column, Goal, Work
 from .files import SECONDS, folder
 from .formats import NAME, OPENERS, VARIABLE, WRITERS, is_installed
-from .memory import Peak
+from .memory import Peak, peak_resident
 
 MiB = 2**20
 PROTOCOLS = ("tcp", "shm")
@@ -44,7 +43,7 @@ def publishing(size: int) -> Iterator[dict[str, Call]]:
     """A persisted Dataset of 4 GiB is published from a cluster of four workers.
 
     From ``publish`` to its return. "more than the container" is the highest sum of all
-    processes' own memory and the machine's shared memory meanwhile, less what it was before,
+    processes' own memory and the files in shared memory meanwhile, less what it was before,
     less the container.
     """
     yield {
@@ -59,7 +58,7 @@ def publish_persisted(protocol: str, nbytes: int) -> dict[str, float]:
         with session(protocol) as s:
             values = s.random(_shape(nbytes), _CHUNK, np.float32)
             dataset = xr.Dataset({VARIABLE: (("time", "y", "x"), values)})
-            with Peak() as peak:
+            with Peak(place) as peak:
                 start = time.perf_counter()
                 shared = xshm.publish(dataset, NAME)
                 seconds = time.perf_counter() - start
@@ -130,7 +129,7 @@ def compute_limited(protocol: str, where: Any, twice: bool) -> dict[str, float]:
 
 def want_of_memory(client: Client) -> dict[str, float]:
     """How often the workers of a cluster paused, spilled and were restarted, and their peak."""
-    workers = client.run(lambda dask_worker: (_spilled(dask_worker), _peak()))
+    workers = client.run(lambda dask_worker: (_spilled(dask_worker), peak_resident()))
     events: Any = client.get_events()
     paused = [
         event
@@ -150,10 +149,6 @@ def want_of_memory(client: Client) -> dict[str, float]:
 def _spilled(worker: Any) -> dict[str, float]:
     metrics: dict[tuple[str, str], float] = worker.data.cumulative_metrics
     return {unit: metrics.get(("disk-write", unit), 0.0) for unit in ("count", "bytes")}
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 WANT = (

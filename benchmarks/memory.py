@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -42,9 +45,18 @@ def _kilobytes(path: str, key: str) -> int:
     return 0
 
 
-def all_memory() -> int:
-    """Own memory of this process and all its descendants, and the shared memory there is."""
-    total = system_shmem()
+def peak_resident() -> int:
+    """The most that this process was, with all pages that it had mapped and looked at."""
+    return _kilobytes("/proc/self/status", "VmHWM:") * 1024
+
+
+def all_memory(folder: Path) -> int:
+    """Own memory of this process and all its descendants, and what a folder takes of a tmpfs.
+
+    Files without a name are left out, and whatever other programs of the machine take.
+    """
+    files = {status.st_ino: status.st_blocks * 512 for status in _files_in(folder)}
+    total = sum(files.values())
     this = psutil.Process()
     for process in [this, *this.children(recursive=True)]:
         with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
@@ -52,8 +64,21 @@ def all_memory() -> int:
     return total
 
 
+def _files_in(folder: Path) -> Iterator[os.stat_result]:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):  # removed since
+                yield os.stat(os.path.join(parent, name), follow_symlinks=False)
+
+
 class Peak:
     """Looks at :func:`all_memory` again and again, for as long as its block lasts.
+
+    Parameters
+    ----------
+    folder : Path
+    interval : float
+        Seconds in between.
 
     Attributes
     ----------
@@ -61,13 +86,13 @@ class Peak:
         The most that there was, less what there was at the start.
     """
 
-    def __init__(self, interval: float = 0.03) -> None:
-        self._interval = interval
+    def __init__(self, folder: Path, interval: float = 0.03) -> None:
+        self._folder, self._interval = folder, interval
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch)
 
     def __enter__(self) -> Self:
-        self._start = self._most = all_memory()
+        self._start = self._most = all_memory(self._folder)
         self._thread.start()
         return self
 
@@ -82,7 +107,7 @@ class Peak:
 
     def _watch(self) -> None:
         while not self._over.wait(self._interval):
-            self._most = max(self._most, all_memory())
+            self._most = max(self._most, all_memory(self._folder))
 
     @property
     def growth(self) -> int:
