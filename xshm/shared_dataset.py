@@ -11,8 +11,6 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-import numpy as np
-import xarray as xr
 from dask.utils import format_bytes
 
 from xshm.codecs import scalars
@@ -21,13 +19,11 @@ from xshm.container.container import Container, MappedContainer, Mode, opened
 from xshm.container.handle import ContainerHandle
 from xshm.directory import configured
 from xshm.errors import ContainerNameError, ContainerNotFoundError, FormatError
-from xshm.labelled.from_container import Decoder, groups_of, reading
+from xshm.labelled.from_container import Decoder, Published, groups_of, reading
 from xshm.lock import ContainerLock
 
 if TYPE_CHECKING:
     from xshm.container.header import Header
-
-Published = xr.Dataset | xr.DataArray | xr.DataTree | np.ndarray[Any, Any]
 
 
 class VariableInfo(NamedTuple):
@@ -169,20 +165,7 @@ class SharedDataset:
         FormatError
             It is damaged.
         """
-        decoder = Decoder(self.map(mode))
-        match self.kind:
-            case "dataset":
-                return decoder.dataset()
-            case "dataarray":
-                return decoder.data_array()
-            case "datatree":
-                return decoder.data_tree()
-            case "ndarray":
-                return decoder.array()
-        raise FormatError(
-            f"expected container {self.name!r} to hold a dataset, dataarray, datatree or ndarray, "
-            f"found {self.kind!r}"
-        )
+        return Decoder(self.map(mode)).published()
 
     def map(self, mode: Mode = "r") -> MappedContainer:
         """The container's bytes, for :class:`~xshm.labelled.from_container.Decoder`."""
@@ -245,7 +228,7 @@ def open(name: str, mode: Mode = "r") -> Published:
     ...     xshm.open("three").tolist()
     [0, 1, 2]
     """
-    return SharedDataset(name).open(mode)
+    return Decoder(MappedContainer.open(name, mode)).published()
 
 
 def list() -> builtins.list[SharedDataset]:

@@ -19,6 +19,8 @@ from xshm.container.header import Header
 from xshm.errors import FormatError
 from xshm.labelled.adapter import ContainerArray
 
+Published = xr.Dataset | xr.DataArray | xr.DataTree | np.ndarray[Any, Any]
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedArray:
@@ -101,6 +103,23 @@ class Decoder:
         self._handle = mapped.container.handle
         self._sizes = mapped.container.sizes()
         self._new_variable = variable
+
+    def published(self) -> Published:
+        """What was published, of whatever kind it is."""
+        match self._header.get("kind"):
+            case "dataset":
+                return self.dataset()
+            case "dataarray":
+                return self.data_array()
+            case "datatree":
+                return self.data_tree()
+            case "ndarray":
+                return self.array()
+            case kind:
+                raise FormatError(
+                    "expected a container of a dataset, dataarray, datatree or ndarray, found "
+                    f"{reprlib.repr(kind)}"
+                )
 
     def dataset(self, path: str = "/", drop: Collection[Hashable] = ()) -> xr.Dataset:
         """The Dataset of a group.
