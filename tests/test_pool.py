@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
 ]
 
-MIB = 2**20
+KIB, MIB = 2**10, 2**20
 
 
 def array(number: float, nbytes: int = 2 * MIB) -> np.ndarray:
@@ -107,15 +107,82 @@ def test_a_segment_is_used_again_for_the_next_array_of_its_size() -> None:
     assert (counts["live_segments"], counts["live_bytes"]) == (1, 2 * MIB)
 
 
-def test_a_segment_is_used_again_for_a_slightly_different_size_only() -> None:
+def test_a_segment_is_used_again_for_a_slightly_smaller_array_as_it_is(here: Directory) -> None:
     x = array(1, 4 * MIB)
     name = name_of(x)
     del x
-    larger = array(2, 5 * MIB)
-    smaller = array(3, 3 * MIB)
-    assert name not in (name_of(larger), name_of(smaller))
-    alike = array(4, 4 * MIB - 5000)  # an eighth may stay unused
-    assert name_of(alike) == name
+    y = array(2, 4 * MIB - 5000)  # an eighth may stay unused
+    assert name_of(y) == name
+    assert blocks_of(here, name) == 4 * MIB
+
+
+def blocks_of(here: Directory, name: str) -> int:
+    """Bytes of memory that a segment takes."""
+    return (here.segments / name).stat().st_blocks * 512
+
+
+@pytest.mark.parametrize("handed_out", [False, True])
+def test_a_segment_is_used_again_for_a_smaller_array_and_its_rest_given_back(
+    here: Directory, handed_out: bool
+) -> None:
+    x = array(1, 15 * MIB)
+    name = name_of(x)
+    if handed_out:
+        taken(send(x))
+    del x
+    y = array(2, 8 * MIB)
+    assert name_of(y) == name
+    counts = _core.count()
+    assert (counts["live_bytes"], counts["free_bytes"]) == (8 * MIB, 0)
+    assert blocks_of(here, name) == 8 * MIB
+    assert (y == 2).all()
+    assert (taken(send(y)) == 2).all()
+
+
+def test_bytes_copied_in_use_a_larger_segment_again_and_so_does_the_next_array(
+    here: Directory,
+) -> None:
+    first, second = bytes(range(256)) * 12 * KIB, bytes(range(255, -1, -1)) * 10 * KIB
+    for data in first, second:  # the first into a file that is not mapped
+        handle = Outbox().copy(data)
+        assert handle is not None
+        assert receive(handle) == data
+        assert blocks_of(here, handle.segment) == len(data)
+    x = array(1)
+    assert name_of(x) == handle.segment
+    assert blocks_of(here, handle.segment) == 2 * MIB
+    assert (np.fromfile(here.segments / handle.segment) == 1).all()
+
+
+def test_of_several_segments_the_nearest_in_size_is_used_again() -> None:
+    arrays = [array(1, nbytes * MIB) for nbytes in (3, 5, 4, 7)]
+    names = [name_of(x) for x in arrays]
+    arrays.clear()
+    arrays = [array(1, 4 * MIB) for _ in range(4)]
+    assert [name_of(x) for x in arrays[:3]] == [names[2], names[1], names[3]]
+    assert name_of(arrays[3]) not in names  # 3 MiB are too few
+
+
+def test_a_segment_of_twice_the_size_is_not_cut() -> None:
+    x = array(1, 4 * MIB)
+    name = name_of(x)
+    del x
+    assert name_of(array(2)) != name
+    assert _core.count()["free_bytes"] == 6 * MIB
+
+
+def test_nothing_is_cut_that_somebody_may_still_read(here: Directory, peer: Peer) -> None:
+    x, y = array(1, 4 * MIB), array(1, 4 * MIB)
+    in_flight = send(x)
+    lease = send(y)
+    peer(take, lease)
+    del x, y
+    z = array(2, 3 * MIB)
+    assert name_of(z) not in (in_flight.segment, lease.segment)
+    for handle in in_flight, lease:
+        assert blocks_of(here, handle.segment) == 4 * MIB
+    assert peer(is_all, 1)
+    assert (taken(in_flight) == 1).all()
 
 
 def test_not_recycled_while_a_token_exists() -> None:
@@ -303,7 +370,10 @@ def test_sizes_and_counts_agree_after_many_arrays(here: Directory) -> None:
 # ---- Invariant 3: a handle either gives the bytes that were sent or raises.
 
 
-def test_a_token_withdrawn_while_its_receiver_waits_for_the_lock_is_lost(here: Directory) -> None:
+@pytest.mark.parametrize("size", [2 * MIB, MIB], ids=["as it was", "cut"])
+def test_a_token_withdrawn_while_its_receiver_waits_for_the_lock_is_lost(
+    here: Directory, size: int
+) -> None:
     """Between the receiver's opening of the token and its lock the segment may be recycled."""
     x = array(1)
     outbox = Outbox()
@@ -326,7 +396,8 @@ def test_a_token_withdrawn_while_its_receiver_waits_for_the_lock_is_lost(here: D
         receiver.start()
         wait_until(lambda: _waits_for(inode), "the receiver has opened the token")
         outbox.withdraw()
-        os.pwrite(descriptor, bytes(2 * MIB), 0)
+        os.ftruncate(descriptor, size)
+        os.pwrite(descriptor, bytes(size), 0)
     finally:
         os.close(descriptor)
         receiver.join()
@@ -363,7 +434,7 @@ def test_a_withdrawn_token_races_with_its_receiver(directory: Path, peer: Peer) 
     peer.start(_take_until_told, path)
     with open(path, "w", buffering=1) as fifo:
         for number in range(1000):
-            x = array(number, MIB)
+            x = array(number, 3 * MIB // 2)
             outbox = Outbox()
             handle = outbox.share(x)
             assert handle is not None
@@ -372,7 +443,7 @@ def test_a_withdrawn_token_races_with_its_receiver(directory: Path, peer: Peer) 
             for _ in range(number % 50):  # a little later each time
                 os.stat(path)
             outbox.withdraw()
-            array(-1, MIB)
+            array(-1, MIB if number % 2 else 3 * MIB // 2)
     os.unlink(path)
     right, lost = peer.result()
     assert right + lost == 1000

@@ -62,6 +62,7 @@ int segment_fill(int directory, segment *s, bool fresh, const char *bytes, size_
 int segment_seal(int directory, segment *s);
 int segment_isolate(segment *s);
 int segment_try_reclaim(int directory, const segment *s);
+int segment_shrink(int directory, segment *s, size_t size);
 void segment_unmap(segment *s);
 void segment_unlink(int directory, const segment *s);
 int segment_link(int directory, const segment *s, const char *token);

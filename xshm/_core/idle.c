@@ -31,12 +31,18 @@ size_class(size_t size)
     return (size + granule - 1) / granule * granule;
 }
 
+/* Which size class a segment of `size` bytes is of: 0 is the smallest. */
+static unsigned
+class_of(size_t size)
+{
+    unsigned power = log2_of(size);
+    return power * CLASSES_PER_DOUBLING + ((size >> (power - 3)) & (CLASSES_PER_DOUBLING - 1));
+}
+
 static struct list *
 free_list(size_t size)
 {
-    unsigned power = log2_of(size);
-    return &free_lists[power * CLASSES_PER_DOUBLING
-                       + ((size >> (power - 3)) & (CLASSES_PER_DOUBLING - 1))];
+    return &free_lists[class_of(size)];
 }
 
 static void
@@ -89,24 +95,38 @@ idle_push(segment *s, bool handed_out)
     }
 }
 
-/* A segment of this size class that nobody else can see, taken off its list; NULL if there
- * is none (or, with `only_warm`, none that is mapped). */
-segment *
-idle_take(int directory, size_t size, bool only_warm)
+/* A segment of one size class that nobody else can see, taken off its list, or NULL. */
+static segment *
+take_of_class(int directory, unsigned class, bool only_warm)
 {
-    segment *s = free_list(size)->newest;
+    segment *s = free_lists[class].newest;
     if (s != NULL && (s->shared != NULL || !only_warm)) {
         remove_free(s);
         return s;
     }
     for (s = waiting.oldest; s != NULL; s = s->newer) {
-        if (s->size == size && (s->shared != NULL || !only_warm)
+        if (class_of(s->size) == class && (s->shared != NULL || !only_warm)
             && segment_try_reclaim(directory, s) == 0) {
             remove_waiting(s);
             return s;
         }
     }
     return NULL;
+}
+
+/* A segment for `size` bytes (a class's size) that nobody else can see, taken off its list;
+ * NULL if there is none.  With `only_warm` it is mapped and of just this size.  Else it may
+ * be larger, by less than twice: the caller gives the rest back. */
+segment *
+idle_take(int directory, size_t size, bool only_warm)
+{
+    unsigned class = class_of(size);
+    unsigned last = only_warm ? class : class + CLASSES_PER_DOUBLING - 1;
+    segment *s = NULL;
+    for (; s == NULL && class <= last; class++) {
+        s = take_of_class(directory, class, only_warm);
+    }
+    return s;
 }
 
 /* Take segments off the lists until no more than `keep_bytes` are idle and no more than

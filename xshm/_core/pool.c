@@ -201,24 +201,28 @@ pool_take(size_t size, bool only_warm)
         s = new_segment(size);
     }
     bool huge = limits.huge;
-    int dir = s != NULL && s->shared == NULL ? own_directory() : -1;
+    bool ready = s != NULL && s->shared != NULL && s->size == size;
+    int dir = s == NULL || ready ? -1 : own_directory();
     pthread_mutex_unlock(&lock);
     if (s == NULL) {
         return NULL;
     }
-    if (s->shared == NULL) {
-        int error = dir < 0 ? -EMFILE : make_room_and(dir, s, fresh, huge, NULL, 0);
-        if (error != 0) {
-            discard(fresh ? -1 : dir, s);
-            note_refusal(error);
-            s = NULL;
-        }
-        if (dir >= 0) {
-            close(dir);
-        }
-        if (s == NULL) {
-            return NULL;
-        }
+    int error = ready || dir >= 0 ? 0 : -EMFILE;
+    if (error == 0 && s->size > size) {
+        error = segment_shrink(dir, s, size);
+    }
+    if (error == 0 && s->shared == NULL) {
+        error = make_room_and(dir, s, fresh, huge, NULL, 0);
+    }
+    if (error != 0) {
+        discard(fresh ? -1 : dir, s);
+        note_refusal(error);
+    }
+    if (dir >= 0) {
+        close(dir);
+    }
+    if (error != 0) {
+        return NULL;
     }
     pthread_mutex_lock(&lock);
     s->start = s->shared;
@@ -370,6 +374,9 @@ pool_copy_in(const char *bytes, size_t length, const char *token, segment *copie
         return -ENOMEM;
     }
     int error = dir < 0 ? -EMFILE : 0;
+    if (error == 0 && s->size > size) {
+        error = segment_shrink(dir, s, size);
+    }
     if (error == 0 && s->shared != NULL) {
         memcpy(s->shared, bytes, length);
     }

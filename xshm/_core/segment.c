@@ -300,6 +300,28 @@ segment_try_reclaim(int directory, const segment *s)
     return error;
 }
 
+/* Give back all of an idle segment but the first `size` bytes.  Nobody else has it mapped, by
+ * invariant 2, so nobody's pages go; and ours are unmapped before the file gets shorter, by
+ * invariant 5, "no store into a page that might not be there". */
+int
+segment_shrink(int directory, segment *s, size_t size)
+{
+    int fd = openat(directory, s->name, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0) {
+        return -errno;
+    }
+    int error = 0;
+    if (s->shared != NULL && munmap(s->shared + size, s->size - size) != 0) {
+        error = -errno;
+    }
+    else {
+        s->size = size;
+        error = ftruncate(fd, (off_t)size) == 0 ? 0 : -errno;
+    }
+    close(fd);
+    return error;
+}
+
 /* Drop every mapping of `s`. */
 void
 segment_unmap(segment *s)
@@ -357,7 +379,8 @@ read_all(int fd, char *into, size_t length, off_t offset)
 /* Take a hand-over: open the token, lock, map, unlink the token.
  *
  * Invariant 3: the token must still be there when it is unlinked, under the lock.  Were it
- * withdrawn before, its owner may have recycled the segment between our open and our lock.
+ * withdrawn before, its owner may have recycled the segment between our open and our lock,
+ * and shortened it: whatever else is wrong then, the hand-over is lost.
  *
  * Without `mapped` (too many mappings) the bytes are read into ordinary memory instead, and
  * s->start is to be freed with free().  `*skipped` says how far behind s->start they are. */
@@ -401,7 +424,8 @@ segment_lease(int directory, segment *s, const char *token, off_t offset, size_t
             error = s->start == NULL ? -ENOMEM : read_all(fd, s->start, length, offset);
         }
     }
-    if (error == 0 && unlinkat(directory, token, 0) != 0) {
+    if (error == 0 ? unlinkat(directory, token, 0) != 0
+                   : fstatat(directory, token, &status, AT_SYMLINK_NOFOLLOW) != 0) {
         error = -errno;
     }
     if (error != 0 && s->start != NULL) {
