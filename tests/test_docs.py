@@ -246,7 +246,7 @@ def test_the_command_line_starts_a_cluster(tmp_path: Path) -> None:
 
 
 def test_the_command_that_removes_what_the_killed_left(directory: Path, tmp_path: Path) -> None:
-    (command,) = commands_of("docs/dask.md", "python -c", "xshm.enable()")
+    (command,) = commands_of("docs/dask.md", "xshm gc")
     run([sys.executable, "-c", "import xshm; xshm.enable()"], tmp_path)  # makes the folders
     (folder,) = directory.glob("xshm-*/segments")
     (folder / "0123456789abcdef.1.segment").write_bytes(bytes(4096))
