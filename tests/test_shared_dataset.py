@@ -63,7 +63,7 @@ def test_it_shows_what_it_stands_for(obj: Any, words: list[str]) -> None:
             assert word in repr(shared)
         html = shared._repr_html_()
         assert "xshm.SharedDataset &#x27;x&#x27;" in html
-    assert repr(shared) == "<xshm.SharedDataset 'x' (removed)>"
+    assert repr(shared) == "<xshm.SharedDataset 'x' (removed or replaced)>"
     assert "removed" in shared._repr_html_()
 
 

@@ -4,6 +4,7 @@
 has to be imported from here. See the README and ``docs/`` for the rest.
 """
 
+import importlib.metadata
 import sys
 
 if sys.platform != "linux":
@@ -37,6 +38,8 @@ from xshm.whereabouts import is_shared
 from xshm.xarray import accessor as _accessor  # noqa: F401  # registers .xshm
 
 config.install_defaults()
+
+__version__ = importlib.metadata.version("xshm")
 
 __all__ = [
     "ContainerExistsError",

@@ -89,6 +89,8 @@ class Directory:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
+            # Closing is not enough: a child that was forked meanwhile has the descriptor too.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
     def remove_name(self, name: str, inode: int | None = None) -> bool:
@@ -126,8 +128,19 @@ class Directory:
 
 
 def configured() -> Directory:
-    """The directory that the configuration names."""
-    return Directory(config.get("directory"))
+    """The directory that the configuration names.
+
+    Raises
+    ------
+    DirectoryError
+        It is not an absolute path, or cannot be used.
+    """
+    parent = config.get("directory")
+    if not os.path.isabs(parent):
+        raise DirectoryError(
+            errno.EINVAL, f"expected xshm.directory to be an absolute path, found {str(parent)!r}"
+        )
+    return Directory(parent)
 
 
 def _check_is_ours(folder: Path) -> None:

@@ -41,6 +41,7 @@ class ContainerLock:
         self._container = container._replace(writable=True)
         self._in_process = threading.Lock()
         self._file = -1
+        self._holder = 0  # the thread that has it
 
     def acquire(self, timeout: float | None = None) -> bool:
         """Take the lock.
@@ -59,16 +60,23 @@ class ContainerLock:
         ------
         ContainerNotFoundError
             The container was removed or replaced.
+        XshmError
+            This thread holds it already.
         """
+        if self._file >= 0 and self._holder == threading.get_ident():
+            raise XshmError(
+                "expected a lock that this thread does not hold, found one that it does: it "
+                "cannot be taken twice"
+            )
         until = None if timeout is None else time.monotonic() + timeout
         if not self._in_process.acquire(timeout=-1 if timeout is None else max(timeout, 0)):
             return False
         try:
             file = self._container.open_file()
             try:
-                taken = _flock(file, until)
-                if taken:
-                    self._file = file
+                if _flock(file, until):
+                    os.close(self._container.open_file())  # it is not replaced by now
+                    self._file, self._holder = file, threading.get_ident()
                     _held.add(self)
                     return True
             finally:
@@ -91,6 +99,8 @@ class ContainerLock:
             raise XshmError("expected a lock that this object holds, found one that it does not")
         file, self._file = self._file, -1
         _held.discard(self)
+        # Closing is not enough: a child that was forked meanwhile may have the descriptor too.
+        fcntl.flock(file, fcntl.LOCK_UN)
         os.close(file)
         self._in_process.release()
 

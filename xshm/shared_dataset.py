@@ -81,8 +81,7 @@ class SharedDataset:
     """
 
     def __init__(self, name: str) -> None:
-        self.container = Container.open(name)
-        self._handle = self.container.handle
+        self._handle = Container.open(name).handle
 
     @classmethod
     def of(cls, handle: ContainerHandle) -> Self:
@@ -95,11 +94,17 @@ class SharedDataset:
         return SharedDataset.of, (self._handle,)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
-        return SharedDataset, *self._handle
+        return SharedDataset, *self._handle, self._handle.version()
 
-    @functools.cached_property
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SharedDataset) and self._handle == other._handle
+
+    def __hash__(self) -> int:
+        return hash(self._handle)
+
+    @property
     def container(self) -> Container:
-        """What the container says of itself."""
+        """What the container says of itself, now: variables may be added."""
         return Container.of(self._handle)
 
     @property
@@ -188,12 +193,13 @@ class SharedDataset:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        with contextlib.suppress(ContainerNotFoundError):  # somebody was faster
+        # Somebody was faster; or damaged it, and then it is not ours to remove.
+        with contextlib.suppress(ContainerNotFoundError, FormatError):
             self.unlink()
 
     def __repr__(self) -> str:
         if not self.exists:
-            return f"<xshm.SharedDataset {self.name!r} (removed)>"
+            return f"<xshm.SharedDataset {self.name!r} (removed or replaced)>"
         title = f"<xshm.SharedDataset {self.name!r}> {self.kind}, {format_bytes(self.nbytes)}"
         return "\n".join([title, *repr(self.open()).splitlines()[1:]])
 
@@ -249,4 +255,6 @@ def unlink(name: str) -> None:
         There is none of that name.
     """
     if not names.remove(configured(), name):
-        raise ContainerNotFoundError(errno.ENOENT, f"there is no container {name!r}", name)
+        raise ContainerNotFoundError(
+            errno.ENOENT, f"there is no container {name!r} (xshm ls shows which there are)"
+        )

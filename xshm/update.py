@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Hashable, Mapping
 from typing import Any, Literal
 
@@ -11,7 +12,8 @@ import xarray as xr
 
 from xshm.codecs.buffers import Buffers
 from xshm.container.addition import Addition, begin
-from xshm.container.mapped import ArrayHandle
+from xshm.container.handle import ContainerHandle
+from xshm.container.mapped import ArrayHandle, lies_in_container
 from xshm.errors import ContainerExistsError, UnsupportedError
 from xshm.labelled.adapter import ContainerArray
 from xshm.labelled.from_container import Decoder
@@ -28,25 +30,29 @@ def add(obj: xr.Dataset | xr.DataArray, name: str, compute: bool) -> Any:
     The parameters, and what is given, are those of :func:`xshm.publish`.
     """
     shared = SharedDataset(name)
+    container = shared.container
     old, new = _dataset(shared, "dataset"), as_dataset(obj)
     for known, variable in new.variables.items():
-        if known in old.variables and not (
+        if known not in old.variables or (
             known in new.coords and old[known].variable.equals(variable)
         ):
-            raise ContainerExistsError(
-                errno.EEXIST,
-                f"container {name!r} has a variable {known!r} already: write over it with "
-                "mode='r+', or replace the whole with mode='w'",
-                name,
+            continue
+        if known in new.coords and known in old.coords:
+            raise ValueError(
+                f"expected coordinate {known!r} as it is in container {name!r}, found other "
+                "values: variables are added on the labels that are there"
             )
+        raise ContainerExistsError(
+            errno.EEXIST,
+            f"container {name!r} has a variable {known!r} already: write over it with "
+            "mode='r+', or replace the whole with mode='w'",
+        )
     _check_sizes(new, old)
-    encoder = GroupEncoder(Buffers(len(shared.container.buffers)))
-    header = encoder.extended(
-        shared.container.header, new.drop_vars(old.variables, errors="ignore")
-    )
+    encoder = GroupEncoder(Buffers(len(container.buffers)))
+    header = encoder.extended(container.header, new.drop_vars(old.variables, errors="ignore"))
     encoder.warn()
     check_workers(encoder.sources)
-    addition = begin(shared.container, header, encoder.buffers)
+    addition = begin(container, header, encoder.buffers)
     targets = [
         ArrayHandle.of(addition.handle, layout, addition.offsets) for layout in encoder.layouts
     ]
@@ -54,14 +60,18 @@ def add(obj: xr.Dataset | xr.DataArray, name: str, compute: bool) -> Any:
         return store_later(encoder.sources, targets, _finish, addition)
     try:
         store(encoder.sources, targets)
-        return _finish(addition)
     except BaseException:
         addition.discard()
         raise
+    return _finish(addition)
 
 
 def _finish(addition: Addition) -> SharedDataset:
-    addition.publish()
+    try:
+        addition.publish()
+    except BaseException:
+        addition.discard()
+        raise
     return SharedDataset.of(addition.handle._replace(writable=False))
 
 
@@ -79,6 +89,7 @@ def write_over(
     _check_sizes(new, part)
     sources, targets = [], []
     arrays: list[tuple[ArrayHandle, Any]] = []
+    handle = shared.container.handle
     for label, variable in new.variables.items():
         if label not in old.variables:
             raise ValueError(
@@ -93,18 +104,32 @@ def write_over(
                 f"expected variables with a dimension of the region {[*slices]}, found {label!r} "
                 f"with {variable.dims}: drop it, or write it without a region"
             )
-        if variable.chunks is not None:
-            sources.append(variable.data)
+        if variable.chunks is not None or not compute:
+            sources.append(variable.chunk().data if variable.chunks is None else variable.data)
             targets.append(target)
         else:
             arrays.append((target, variable.data))
     check_workers(sources)
     for target, data in arrays:
-        target.open()[...] = data
+        # Values of the container itself would change while they are read.
+        target.open()[...] = np.array(data) if _lies_in_container(data) else data
     if not compute:
-        return store_later(sources, targets, SharedDataset.of, shared.container.handle)
+        return store_later(sources, targets, _written_over, handle)
     store(sources, targets)
-    return shared
+    return _written_over(handle)
+
+
+def _lies_in_container(data: Any) -> bool:
+    return isinstance(data, np.ndarray) and lies_in_container(data)
+
+
+def _written_over(handle: ContainerHandle) -> SharedDataset:
+    file = handle._replace(writable=True).open_file()
+    try:
+        os.utime(file)  # results that dask holds of the old values have other keys then
+    finally:
+        os.close(file)
+    return SharedDataset.of(handle)
 
 
 def _dataset(shared: SharedDataset, *kinds: str) -> xr.Dataset:
@@ -127,13 +152,25 @@ def _slices(new: xr.Dataset, old: xr.Dataset, region: Region | None) -> dict[Has
         return {}
     if region == "auto":  # a dimension without labels is whole
         region = dict.fromkeys((dim for dim in new.dims if dim in new.indexes), "auto")
+    elif isinstance(region, str):
+        raise ValueError(f"expected a region as a dict, or 'auto', found {region!r}")
     slices = {}
     for dim, where in region.items():
-        if dim not in old.dims or dim not in new.dims:
+        if dim not in old.dims:
             raise ValueError(f"expected a region of dimensions {[*old.dims]}, found {dim!r}")
+        if dim not in new.dims:
+            raise ValueError(
+                f"expected values with the dimension {dim!r} of the region, found {[*new.dims]}: "
+                "select with a list, isel(time=[3]), to keep a dimension of length 1"
+            )
         if where == "auto":
             slices[dim] = _found(new, old, dim)
         elif isinstance(where, slice) and where.step in (None, 1):
+            if (where.stop or 0) > old.sizes[dim]:
+                raise ValueError(
+                    f"expected a region within {old.sizes[dim]} along dimension {dim!r}, found "
+                    f"{where}: a container does not grow"
+                )
             slices[dim] = slice(*where.indices(old.sizes[dim])[:2])
         else:
             raise ValueError(f"expected a slice with step 1, or 'auto', for {dim!r}, found {where}")
@@ -146,13 +183,22 @@ def _found(new: xr.Dataset, old: xr.Dataset, dim: Hashable) -> slice:
         raise ValueError(
             f"expected labels along dimension {dim!r} to find the region by, found none"
         )
+    if not old.indexes[dim].is_unique:
+        raise ValueError(
+            f"expected labels along dimension {dim!r} that are unique, found some that are not: "
+            "give the region as slices"
+        )
     positions = old.indexes[dim].get_indexer(new.indexes[dim])
     if len(positions) == 0:
         return slice(0, 0)
     first = int(positions[0])
-    if first < 0 or not np.array_equal(positions, np.arange(first, first + len(positions))):
+    if (positions < 0).any():
         raise ValueError(
-            f"expected labels along dimension {dim!r} that are in the container, one after the "
+            f"expected labels along dimension {dim!r} that are in the container, found others"
+        )
+    if not np.array_equal(positions, np.arange(first, first + len(positions))):
+        raise ValueError(
+            f"expected labels along dimension {dim!r} in the container's order, one after the "
             "other, found others: write each contiguous part by itself"
         )
     return slice(first, first + len(positions))
@@ -166,9 +212,20 @@ def _target(label: Hashable, old: xr.DataArray, new: xr.Variable) -> ArrayHandle
             f"variable {label!r} cannot be written over: labels of an index, strings and objects "
             "stay as they were published; publish all again with mode='w'"
         )
-    if {*old.dims} != {*new.dims} or not np.can_cast(new.dtype, handle.dtype, "same_kind"):
+    if any(n > 1 and step == 0 for n, step in zip(handle.shape, handle.strides, strict=True)):
+        raise UnsupportedError(
+            f"variable {label!r} cannot be written over: its values were repeated along a "
+            "dimension, and stored once; publish all again with mode='w'"
+        )
+    if {*old.dims} != {*new.dims} or not _fits(new.dtype, handle.dtype):
         raise ValueError(
             f"expected variable {label!r} with {old.dims} of {handle.dtype}, found "
-            f"{new.dims} of {new.dtype}"
+            f"{new.dims} of {new.dtype}: nothing is converted that could lose values, see astype"
         )
     return handle
+
+
+def _fits(new: np.dtype[Any], old: np.dtype[Any]) -> bool:
+    # Of floats only precision is lost, as users expect.
+    casting: Literal["same_kind", "safe"] = "same_kind" if old.kind in "fc" else "safe"
+    return np.can_cast(new, old, casting)

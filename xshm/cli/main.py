@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         description="What is published in shared memory, and the room for it. The configuration "
         "(xshm.directory, DASK_XSHM__DIRECTORY) says where that is.",
     )
+    parser.add_argument("--version", action="version", version=f"xshm {xshm.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(run: Any, name: str, text: str, prints: bool = True) -> argparse.ArgumentParser:

@@ -46,6 +46,8 @@ def encode(x: Any, buffers: Buffers, where: str) -> Spec:
     if type(x) is np.ma.MaskedArray:
         return masked.encode(x, buffers, where)
     # Other subclasses may hold more than elements, units for one.
+    if type(x) is np.memmap:
+        x = x.view(np.ndarray)
     if type(x) is not np.ndarray and getattr(type(x), "_xshm_plain", None) is not True:
         raise unsupported(
             where,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 
@@ -31,8 +32,8 @@ class Addition:
     old : Preamble
     offsets : list of int
         Where each buffer starts in the file, the old ones too.
-    end : int
-        Of the file with this addition.
+    begins, ends : int
+        Size of the file before and after this room was taken.
 
     Notes
     -----
@@ -44,7 +45,8 @@ class Addition:
     header: headers.Header
     old: preamble.Preamble
     offsets: list[int]
-    end: int
+    begins: int
+    ends: int
 
     def publish(self) -> None:
         """From now on everybody who opens the container finds what was added.
@@ -70,12 +72,12 @@ class Addition:
             os.close(file)
 
     def discard(self) -> None:
-        """Give the room back, unless somebody else has added more."""
+        """Give the room back, unless somebody else has taken more behind it."""
         file = self.handle.open_file()
         try:
             with configured().names_locked():
-                if os.fstat(file).st_size == self.end:
-                    os.ftruncate(file, self.old.nbytes)
+                if os.fstat(file).st_size == self.ends:
+                    os.ftruncate(file, self.begins)
         finally:
             os.close(file)
 
@@ -104,15 +106,19 @@ def begin(container: Container, header: headers.Header, buffers: Buffers) -> Add
         with configured().names_locked():
             _check_unchanged(file, old)
             # Others may be adding too: what they reserved lies before the end.
-            start = headers.aligned(os.fstat(file).st_size - old.data_offset)
+            begins = os.fstat(file).st_size
+            start = headers.aligned(begins - old.data_offset)
             placed, end = headers.place(buffers.sizes(), start)
             reserve(configured(), file, old.data_offset + start, max(end - start, 1))
+            ends = os.fstat(file).st_size
         all_buffers = header["buffers"] + placed
         offsets = [old.data_offset + offset for offset, _ in all_buffers]
-        addition = Addition(
-            handle, {**header, "buffers": all_buffers}, old, offsets, os.fstat(file).st_size
-        )
-        write_buffers(file, buffers, offsets[len(header["buffers"]) :])
+        header = {**header, "buffers": all_buffers}
+        addition = Addition(handle, header, old, offsets, begins, ends)
+        with contextlib.ExitStack() as undo:
+            undo.callback(addition.discard)
+            write_buffers(file, buffers, offsets[-len(placed) :] if placed else [])
+            undo.pop_all()
     finally:
         os.close(file)
     return addition

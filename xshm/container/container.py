@@ -93,9 +93,11 @@ class MappedContainer:
             return cls(container, file)
 
     def buffer(self, number: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """The bytes of a buffer."""
+        """The bytes of a buffer, to be decoded: what others can see is not changed through it."""
         start = self.container.offset_of(number)
-        return self._whole[start : start + self.container.buffers[number][1]]
+        buffer = self._whole[start : start + self.container.buffers[number][1]]
+        buffer.flags.writeable = not self.container.handle.writable
+        return buffer
 
     def array(
         self,
@@ -131,7 +133,7 @@ def opened(which: str | ContainerHandle, mode: Mode = "r") -> Iterator[tuple[Con
     if mode not in ("r", "r+"):
         raise ValueError(f"expected mode 'r' or 'r+', found {mode!r}")
     here = configured()
-    if isinstance(which, str):
+    if not isinstance(which, ContainerHandle):
         path = names.path_of(here, which)
         which = ContainerHandle(str(path.relative_to(here.path)), "", here.domain, mode == "r+")
         file = names.open_file(path, write=mode == "r+")

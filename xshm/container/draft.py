@@ -15,7 +15,7 @@ from xshm.container.handle import ContainerHandle
 from xshm.container.room import reserve
 from xshm.container.writing import write_buffers
 from xshm.directory import configured
-from xshm.errors import ContainerExistsError
+from xshm.errors import ContainerExistsError, FormatError
 
 
 class Draft:
@@ -96,13 +96,21 @@ def publish(draft: ContainerHandle, name: str, *, replace: bool) -> ContainerHan
                 os.rename(here.path / draft.path, path)
             else:
                 os.link(here.path / draft.path, path)
+                (here.path / draft.path).unlink()
     except FileExistsError as error:
         raise exists(name) from error
+    except IsADirectoryError as error:
+        raise FormatError(
+            f"expected a container at {path}, found a folder: it was not made by xshm; remove it "
+            "by hand"
+        ) from error
+    except FileNotFoundError as error:
+        raise draft.not_found() from error
     return draft._replace(path=str(path.relative_to(here.path)), writable=False)
 
 
 def exists(name: str) -> ContainerExistsError:
     """The error for a name that is taken."""
     return ContainerExistsError(
-        errno.EEXIST, f"container {name!r} exists: publish with mode='w' to replace it", name
+        errno.EEXIST, f"container {name!r} exists: publish with mode='w' to replace it"
     )

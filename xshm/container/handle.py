@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import uuid
 from typing import NamedTuple
 
 from xshm import directory
@@ -36,6 +37,49 @@ class ContainerHandle(NamedTuple):
         """By which it was published."""
         return self.path.rpartition("/")[2]
 
+    def can_be_opened(self) -> bool:
+        """Whether the container still has its name."""
+        try:
+            os.close(self.open_file())
+        except ContainerNotFoundError:
+            return False
+        return True
+
+    def not_found(self) -> ContainerNotFoundError:
+        """The error for a container that is not there any more."""
+        if self.path.endswith(".draft"):
+            return ContainerNotFoundError(
+                errno.ENOENT,
+                "what was to be published is gone: a Delayed of xshm.publish can be computed "
+                "once, while the process that made it lives; call publish again",
+            )
+        return ContainerNotFoundError(
+            errno.ENOENT,
+            f"container {self.name!r} was removed since this was opened: dask graphs, pickles and "
+            "a SharedDataset need its name until they are computed or opened (xshm ls shows which "
+            "there are)",
+        )
+
+    def version(self) -> str:
+        """A text that changes with the values, for the keys of dask graphs.
+
+        Notes
+        -----
+        :func:`xshm.publish` tells of values that it has written over by the file's time. Of
+        what is written through arrays that are open in ``"r+"`` nobody is told, so these get
+        another one each time, and no result of theirs is taken for another's.
+        """
+        if self.writable:
+            return f"{self.generation}-{uuid.uuid4().hex}"
+        try:
+            file = self.open_file()
+        except ContainerNotFoundError:
+            return self.generation
+        try:
+            return f"{self.generation}-{os.fstat(file).st_mtime_ns}"
+        finally:
+            os.close(file)
+
     def open_file(self) -> int:
         """Open the container's file.
 
@@ -55,9 +99,11 @@ class ContainerHandle(NamedTuple):
                 errno.ENOENT,
                 f"container {self.name!r} is not in the directory of this process, {here.path}: "
                 "it was published on another host, or in a Docker container of its own",
-                self.name,
             )
-        file = names.open_file(here.path / self.path, write=self.writable)
+        try:
+            file = names.open_file(here.path / self.path, write=self.writable)
+        except ContainerNotFoundError as error:
+            raise self.not_found() from error
         try:
             found = preamble.Preamble.unpack(
                 os.pread(file, preamble.NBYTES, 0), os.fstat(file).st_size
@@ -67,7 +113,6 @@ class ContainerHandle(NamedTuple):
                     errno.ENOENT,
                     f"container {self.name!r} was published again since this was opened: open it "
                     "again, and build anew what was built on it",
-                    self.name,
                 )
         except BaseException:
             os.close(file)

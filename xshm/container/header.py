@@ -6,7 +6,8 @@ import itertools
 import json
 from typing import Any
 
-from xshm.errors import FormatError
+from xshm.container import preamble
+from xshm.errors import FormatError, UnsupportedError
 
 #: Every buffer starts at a multiple of this many bytes, so that it can be mapped by itself.
 ALIGNMENT = 4096
@@ -43,8 +44,20 @@ def aligned(offset: int) -> int:
 
 
 def pack(header: Header) -> bytes:
-    """The header as UTF-8."""
-    return json.dumps(header, ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode()
+    """The header as UTF-8.
+
+    Raises
+    ------
+    UnsupportedError
+        It is larger than a reader takes.
+    """
+    packed = json.dumps(header, ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode()
+    if len(packed) > preamble.MAX_HEADER:
+        raise UnsupportedError(
+            f"expected attributes and names of at most {preamble.MAX_HEADER} bytes, found "
+            f"{len(packed)}: store large ones as variables"
+        )
+    return packed
 
 
 def unpack(packed: bytes, data_nbytes: int) -> Header:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
-from numpy.lib.array_utils import byte_bounds
 from numpy.lib.stride_tricks import as_strided
 
 from xshm import _core
@@ -122,20 +122,25 @@ class MappedArray(np.ndarray[Any, Any]):
     ) -> np.ndarray[Any, Any]:
         """A view of these bytes as an array; it was checked that it lies in them."""
         array = np.ndarray(shape, dtype, self._window, offset, strides).view(type(self))
+        # Elements that share bytes are not to be written to one by one, as in np.broadcast_to.
+        if any(n > 1 and stride == 0 for n, stride in zip(shape, strides, strict=True)):
+            array.flags.writeable = False
         array._container, array._window = self._container, self._window
         array._window_offset = self._window_offset
         return array
 
     def __array_finalize__(self, origin: object) -> None:
-        # A copy has no base, and must not keep the mapping.
-        if isinstance(origin, MappedArray) and self.base is not None:
+        # A copy must not keep the mapping. (One made by fancy indexing has a base, another copy.)
+        if isinstance(origin, MappedArray) and lies_in_container(self):
             self._container, self._window = origin._container, origin._window
             self._window_offset = origin._window_offset
 
     def __array_wrap__(
         self, array: Any, context: Any = None, return_scalar: bool = False, /
     ) -> Any:
-        # Results of computations lie in memory of their own.
+        if array is self:  # it was the output itself
+            return self
+        # Other results of computations lie in memory of their own.
         array = array.view(np.ndarray)
         return array[()] if return_scalar else array
 
@@ -143,23 +148,30 @@ class MappedArray(np.ndarray[Any, Any]):
         """What another process needs to see the same bytes; None if they are not the same."""
         if self._container is None or self._window is None or self.size == 0:
             return None
-        start, end = byte_bounds(self._window)
-        low, high = byte_bounds(self)
-        if not start <= low <= high <= end:  # a copy, made by a method of ndarray
-            return None
         if not self._container.writable and _core.was_written(bytes_spanned(self)):
             return None
         first = _address(self)
         return ArrayHandle(
             self._container,
-            self._window_offset + first - start,
+            self._window_offset + first - _address(self._window),
             self.shape,
             self.strides,
             self.dtype,
         )
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def portable_handle(self) -> ArrayHandle | None:
+        """What is pickled in place of the bytes; None if the bytes themselves have to be.
+
+        Those of a container that has no name any more can be had from here only. Arrays of less
+        than a page are no larger than their handles, and cost the receiver no mapping.
+        """
         handle = self.handle()
+        if handle is None or (self.nbytes < mmap.PAGESIZE and not handle.container.writable):
+            return None
+        return handle if handle.container.can_be_opened() else None
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        handle = self.portable_handle()
         if handle is None:
             return self.view(np.ndarray).__reduce_ex__(protocol)
         return ArrayHandle.open, (handle,)

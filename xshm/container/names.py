@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import reprlib
 import stat
 from pathlib import Path
 
@@ -30,8 +31,9 @@ def check(name: object) -> str:
     ):
         return str(name)
     raise ContainerNameError(
-        f"expected the name of a container, found {str(name)[:80]!r}: a text of at most "
-        f"{_MAX_NAME} bytes, without slashes and control characters, that does not start with a dot"
+        f"expected the name of a container, found {reprlib.repr(name)}: a text of at most "
+        f"{_MAX_NAME} bytes, without slashes and control characters, that does not start with a "
+        "dot. It is not the path of a file: xshm ls shows which names there are"
     )
 
 
@@ -63,7 +65,6 @@ def open_file(path: Path, *, write: bool = False) -> int:
         raise ContainerNotFoundError(
             errno.ENOENT,
             f"there is no container {path.name!r} in {path.parent} (xshm ls shows which there are)",
-            path.name,
         ) from error
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.EACCES):

@@ -58,7 +58,12 @@ class Preamble(NamedTuple):
         FormatError
             It is no container, or was cut off, or is of a version that is not known here.
         """
-        if len(packed) != NBYTES or packed[: len(MAGIC)] != MAGIC:
+        if len(packed) < NBYTES:
+            raise FormatError(
+                f"expected a container, of {NBYTES} bytes and more, found {len(packed)} bytes: "
+                "it is cut off"
+            )
+        if packed[: len(MAGIC)] != MAGIC:
             raise FormatError(
                 f"expected a container, which starts with {MAGIC!r}, found {packed[:8]!r}"
             )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 from xarray.core.indexing import (
     BasicIndexer,
+    CopyOnWriteArray,
     ExplicitIndexer,
+    MemoryCachedArray,
     NumpyIndexingAdapter,
     OuterIndexer,
     VectorizedIndexer,
@@ -46,7 +49,8 @@ class ContainerArray(NumpyIndexingAdapter):
 
     The resident memory of a process counts the pages that it has looked at for as long as they
     are mapped, and dask kills workers that have too much of it. So a task that takes one chunk
-    of a variable maps that chunk only, and its mapping ends with the chunk. Such a task is known
+    of a variable maps that chunk only, and its mapping ends with the chunk: what the task writes
+    to it reaches nobody, as if it had read the chunk from a file. Such a task is known
     by its key: dask graphs index with ``oindex`` and slices, where xarray itself would use a
     basic key for slices.
     """
@@ -82,40 +86,56 @@ class ContainerArray(NumpyIndexingAdapter):
 
     def _oindex_get(self, indexer: OuterIndexer) -> ContainerArray:
         key = indexer.tuple
-        if all(isinstance(k, slice) for k in key):
-            if isinstance(self._source, ArrayHandle):
-                return ContainerArray(self._source[key])
-            return self[BasicIndexer(key)]
-        return _wrapped(super()._oindex_get(indexer))
+        if not all(isinstance(k, slice) for k in key):
+            return _wrapped(super()._oindex_get(indexer))
+        handle = self.handle()
+        if handle is None:
+            return ContainerArray(np.array(self[BasicIndexer(key)].array))
+        container = handle.container._replace(writable=False)
+        return ContainerArray(replace(handle, container=container)[key])
 
     def _vindex_get(self, indexer: VectorizedIndexer) -> ContainerArray:
         return _wrapped(super()._vindex_get(indexer))
 
-    def _portable(self) -> np.ndarray[Any, Any] | Unopened:
-        # What another process can make the same array of.
-        if isinstance(self._source, MappedArray):
-            handle = self._source.handle()
-            return np.asarray(self._source) if handle is None else handle
-        return self._source
-
     def handle(self) -> ArrayHandle | None:
-        """Where the array lies in a container; None if it lies in none any more."""
-        source = self._portable()
-        return source if isinstance(source, ArrayHandle) else None
+        """What another process can open in its place; None if it needs the bytes themselves."""
+        if isinstance(self._source, MappedArray):
+            return self._source.portable_handle()
+        return self._source if isinstance(self._source, ArrayHandle) else None
 
-    def generation(self) -> str | None:
-        """Of the container that the array lies in; None if it lies in none any more."""
-        container = getattr(self._portable(), "container", None)
-        return container.generation if isinstance(container, ContainerHandle) else None
+    def container(self) -> ContainerHandle | None:
+        """The container that the array lies in, as it is there; None if it lies in none."""
+        source = self._source
+        place = source.handle() if isinstance(source, MappedArray) else source
+        container = getattr(place, "container", None)
+        return container if isinstance(container, ContainerHandle) else None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ContainerArray, (self._portable(),)
+        source = self._source
+        if isinstance(source, MappedArray):
+            handle = source.portable_handle()
+            return ContainerArray, (np.asarray(source) if handle is None else handle,)
+        container = self.container()
+        if container is not None and not container.can_be_opened():
+            source = self.array
+        return ContainerArray, (source,)
 
     def __deepcopy__(self, memo: Any) -> ContainerArray:
         return ContainerArray(np.array(self.array))
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
-        return ContainerArray, self._portable()
+        container = self.container()
+        if container is None:
+            return ContainerArray, np.asarray(self.array)
+        source = self._source.handle() if isinstance(self._source, MappedArray) else self._source
+        return ContainerArray, source, container.version()
+
+
+def innermost(data: Any) -> Any:
+    """What xarray's own wrappers hold."""
+    while isinstance(data, CopyOnWriteArray | MemoryCachedArray):
+        data = data.array
+    return data
 
 
 def _wrapped(x: Any) -> ContainerArray:

@@ -16,7 +16,7 @@ from xshm.codecs import arrays, indexes, scalars
 from xshm.container.container import MappedContainer
 from xshm.container.handle import ContainerHandle
 from xshm.container.header import Header
-from xshm.errors import FormatError
+from xshm.errors import FormatError, UnsupportedError
 from xshm.labelled.adapter import ContainerArray
 
 Published = xr.Dataset | xr.DataArray | xr.DataTree | np.ndarray[Any, Any]
@@ -141,6 +141,12 @@ class Decoder:
                 with reading(f"group {path!r}"):
                     return self._dataset(group, drop)
         paths = reprlib.repr([group["path"] for group in groups_of(self._header)])
+        if path == "/" and self._header.get("kind") == "ndarray":
+            name = self._handle.name
+            raise UnsupportedError(
+                f"expected a container of labelled arrays, found a plain array in {name!r}: open "
+                f"it with xshm.open({name!r})"
+            )
         if path == "/":
             raise FormatError(f"expected a container with the group '/', found groups {paths}")
         raise KeyError(f"there is no group {path!r}: expected one of {paths}")

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from xarray.core.indexing import CopyOnWriteArray, MemoryCachedArray, NumpyIndexingAdapter
+from xarray.core.indexing import NumpyIndexingAdapter
 
 from xshm.container.mapped import lies_in_container
-from xshm.labelled.adapter import ContainerArray
+from xshm.labelled.adapter import ContainerArray, innermost
 from xshm.publish import publish
 from xshm.whereabouts import is_shared
 
@@ -45,8 +45,12 @@ class XshmAccessor:
 
     @property
     def is_shared(self) -> bool:
-        """Whether all of its arrays, but for labels and empty ones, lie in shared memory."""
-        found = [_is_shared(v) for v in self._variables() if not isinstance(v, xr.IndexVariable)]
+        """Whether all of its arrays, but for labels, objects and empty ones, are shared."""
+        found = [
+            _is_shared(v)
+            for v in self._variables()
+            if not isinstance(v, xr.IndexVariable) and v.dtype.kind not in "OT"
+        ]
         return bool(found) and all(found)
 
     def _variables(self) -> list[xr.Variable]:
@@ -62,11 +66,9 @@ class XshmAccessor:
 
 
 def _is_shared(variable: xr.Variable) -> bool:
-    data: Any = variable._data
-    while isinstance(data, CopyOnWriteArray | MemoryCachedArray):
-        data = data.array
+    data = innermost(variable._data)
     if isinstance(data, ContainerArray):
-        return data.generation() is not None
+        return data.container() is not None
     if isinstance(data, NumpyIndexingAdapter):
         data = data.array
     elif isinstance(variable, xr.IndexVariable):

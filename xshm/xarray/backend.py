@@ -13,7 +13,7 @@ from xarray.backends.api import DATAARRAY_NAME
 from xshm.container.container import MappedContainer
 from xshm.labelled.from_container import Decoder
 from xshm.shared_dataset import SharedDataset
-from xshm.xarray.variable import NamedContainerVariable
+from xshm.xarray.variable import ContainerVariable
 
 
 class XshmBackend(BackendEntrypoint):
@@ -95,9 +95,8 @@ class XshmBackend(BackendEntrypoint):
 
 def _decoder(which: Any) -> Decoder:
     if isinstance(which, SharedDataset):
-        return Decoder(which.map())
-    # A plain name is not enough to tell two containers apart.
-    return Decoder(MappedContainer.open(_name(os.fspath(which))), NamedContainerVariable)
+        return Decoder(which.map(), ContainerVariable)
+    return Decoder(MappedContainer.open(_name(os.fspath(which))), ContainerVariable)
 
 
 def _name(name: str) -> str:
