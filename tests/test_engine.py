@@ -128,6 +128,6 @@ def test_there_is_none_of_that_name() -> None:
 def test_an_array_is_no_dataset() -> None:
     with (
         xshm.publish(np.zeros(3), "x"),
-        pytest.raises(xshm.FormatError, match="expected a container with the group '/'"),
+        pytest.raises(xshm.UnsupportedError, match=r"open it with xshm\.open\('x'\)"),
     ):
         xr.open_dataset("x", engine="xshm")

@@ -202,6 +202,19 @@ def test_compute_false_publishes_later() -> None:
         xr.testing.assert_identical(shared.open(), maps())
 
 
+@pytest.mark.parametrize("mode", ["w-", "w"])
+@pytest.mark.parametrize("chunks", [None, {"time": 2}], ids=["numpy", "dask"])
+def test_a_delayed_container_is_published_once(mode: Any, chunks: Any, directory: Path) -> None:
+    ds = maps() if chunks is None else maps().chunk(chunks)
+    delayed = xshm.publish(ds, "x", mode=mode, compute=False)
+    with delayed.compute() as shared:
+        shared.open("r+").t2m.values[:] = 7
+        with pytest.raises(FileNotFoundError, match=r"computed once.*call publish again"):
+            delayed.compute()
+        assert shared.open().t2m.values.min() == 7
+    assert [f for f in files_in(directory) if "processes/" not in f] == []
+
+
 def test_compute_false_without_dask_publishes_later_too() -> None:
     delayed = xshm.publish(maps(), "x", compute=False)
     assert xshm.list() == []
@@ -261,6 +274,84 @@ def publish_in_a_small_directory(directory: str) -> None:
 # ---- part of it ----
 
 
+def test_a_failing_addition_leaves_the_room_of_others_alone() -> None:
+    n = 60_000
+    with xshm.publish(xr.Dataset({"x": ("i", np.arange(float(n)))}), "x"):
+        first = xr.Dataset({"a": ("i", np.full(n, 3.0))})
+        pending = xshm.publish(first, "x", mode="a", compute=False)
+        with pytest.raises(ZeroDivisionError):
+            xshm.publish(_failing("b", n), "x", mode="a")
+        pending.compute(scheduler="sync")
+        assert (xshm.open("x").a.values == 3.0).all()  # type: ignore[union-attr]
+        xshm.publish(first * 2, "x", mode="r+")
+        assert (xshm.open("x").a.values == 6.0).all()  # type: ignore[union-attr]
+
+
+def _failing(name: str, length: int) -> xr.Dataset:
+    def fail(block: np.ndarray) -> np.ndarray:
+        raise ZeroDivisionError("of the task")
+
+    meta = np.empty(0)  # so that dask does not try it here
+    return xr.Dataset({name: ("i", da.zeros(length).map_blocks(fail, meta=meta))})
+
+
+@pytest.mark.parametrize("looked_at", [False, True])
+def test_a_container_is_written_over_with_its_own_values(looked_at: bool) -> None:
+    with xshm.publish(xr.Dataset({"x": ("i", np.arange(6.0))}), "x") as shared:
+        backwards = shared.open().isel(i=slice(None, None, -1))  # type: ignore[union-attr]
+        if looked_at:
+            backwards.load()
+        xshm.publish(backwards, "x", mode="r+")
+        assert shared.open().x.values.tolist() == [5, 4, 3, 2, 1, 0]  # type: ignore[union-attr]
+
+
+def test_values_that_are_stored_once_are_not_written_over_one_by_one() -> None:
+    ds = xr.Dataset({"x": (("i", "j"), np.broadcast_to(np.arange(3.0), (4, 3)))})
+    with xshm.publish(ds, "x") as shared:
+        with pytest.raises(xshm.UnsupportedError, match=r"'x' cannot be written over.*repeated"):
+            xshm.publish(ds.isel(i=[0]) + 1, "x", mode="r+", region={"i": slice(0, 1)})
+        for mode in ("r", "r+"):
+            opened: Any = shared.open(mode)
+            with pytest.raises(ValueError, match="read-only"):
+                opened.x.values[0, 0] = 5
+        xr.testing.assert_identical(shared.open(), ds)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (np.zeros(2, "i1"), np.array([300, 1])),
+        (np.zeros(2, "U1"), np.array(["abc", "d"])),
+        (np.zeros(2, "M8[s]"), np.zeros(2, "M8[ns]")),
+        (np.zeros(2, "u8"), np.array([-1, 1])),
+    ],
+    ids=["int8", "U1", "datetime64[s]", "uint64"],
+)
+def test_values_are_not_cut_to_fit(old: np.ndarray, new: np.ndarray) -> None:
+    with xshm.publish(xr.Dataset({"x": ("i", old)}), "x") as shared:
+        with pytest.raises(ValueError, match="see astype"):
+            xshm.publish(xr.Dataset({"x": ("i", new)}), "x", mode="r+")
+        xshm.publish(xr.Dataset({"x": ("i", new.astype(old.dtype))}), "x", mode="r+")
+        np.testing.assert_array_equal(
+            shared.open().x.values,  # type: ignore[union-attr]
+            new.astype(old.dtype),
+        )
+
+
+def test_doubles_are_written_over_singles() -> None:
+    with xshm.publish(xr.Dataset({"x": ("i", np.zeros(2, "f4"))}), "x") as shared:
+        xshm.publish(xr.Dataset({"x": ("i", [0.5, 1.5])}), "x", mode="r+")
+        assert shared.open().x.values.tolist() == [0.5, 1.5]  # type: ignore[union-attr]
+
+
+def test_values_are_written_over_later() -> None:
+    with xshm.publish(maps(), "x") as shared:
+        delayed = xshm.publish(maps(2.0)[["t2m"]], "x", mode="r+", compute=False)
+        xr.testing.assert_identical(shared.open(), maps())
+        delayed.compute()
+        xr.testing.assert_identical(shared.open(), maps(2.0))
+
+
 def test_variables_are_added() -> None:
     u = maps(3.0)[["t2m"]].rename(t2m="u10")
     with xshm.publish(maps(), "x") as shared:
@@ -295,7 +386,7 @@ def test_a_variable_that_exists_is_not_added() -> None:
         with pytest.raises(xshm.ContainerExistsError, match="'t2m' already"):
             xshm.publish(maps(), "x", mode="a")
         moved = maps()[["t2m"]].rename(t2m="u").assign_coords(lat=[1.0, 2.0, 3.0, 4.0])
-        with pytest.raises(xshm.ContainerExistsError, match="'lat' already"):
+        with pytest.raises(ValueError, match="coordinate 'lat' as it is in container 'x'"):
             xshm.publish(moved, "x", mode="a")
 
 
@@ -356,6 +447,9 @@ def test_dims_of_another_order_are_written_where_they_belong() -> None:
             "expected 2 along dimension 'time', found 3",
         ),
         (lambda ds: ds.isel(time=[1, 3]), "auto", ValueError, "one after the other"),
+        (lambda ds: ds.isel(time=[1]), "atuo", ValueError, "found 'atuo'"),
+        (lambda ds: ds.isel(time=3), {"time": slice(3, 4)}, ValueError, "keep a dimension"),
+        (lambda ds: ds, {"time": slice(4, 12)}, ValueError, "does not grow"),
         (
             lambda ds: ds.assign_coords(time=pd.date_range("1900", periods=8)),
             "auto",
@@ -443,6 +537,14 @@ def test_a_container_lives_as_long_as_it_was_told(lifetime: str, ending: str) ->
     assert names == ([] if lifetime == "process" else ["x"])
     for name in names:
         xshm.unlink(name)
+
+
+def test_the_name_of_a_dead_publisher_can_be_used_again() -> None:
+    with xshm.publish(np.zeros(1), "other"):  # so that this process is there before
+        script = [sys.executable, "-c", _PUBLISH, "process", "killed"]
+        subprocess.run(script, capture_output=True, timeout=60)
+        with xshm.publish(np.ones(3), "x") as shared:
+            assert shared.open().sum() == 3  # type: ignore[union-attr]
 
 
 def test_a_name_that_is_taken_is_not_bound_to_the_life_of_who_failed(directory: Path) -> None:

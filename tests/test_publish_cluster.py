@@ -128,6 +128,18 @@ def test_results_of_a_name_that_was_published_again_are_new(client: Client, by_n
         assert token != other
 
 
+@pytest.mark.parametrize("by_name", [True, False], ids=["name", "handle"])
+def test_results_of_values_that_were_written_over_are_new(client: Client, by_name: bool) -> None:
+    kept = []
+    with xshm.publish(xr.Dataset({"x": ("i", np.zeros(5000))}), "x") as shared:
+        for value in (0.0, 1.0):
+            engine = {"engine": "xshm"} if by_name else {}
+            opened = xr.open_dataset("x" if by_name else shared, chunks={"i": 1000}, **engine)
+            kept.append(opened.x.mean().persist())  # the cluster holds it under its key
+            assert kept[-1].compute().item() == value
+            xshm.publish(xr.Dataset({"x": ("i", np.ones(5000))}), "x", mode="r+")
+
+
 def test_a_graph_made_before_publishing_again_fails_and_reads_no_other_data(
     client: Client,
 ) -> None:

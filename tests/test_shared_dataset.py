@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import pickle
@@ -9,9 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from dask.base import tokenize
@@ -19,6 +22,7 @@ from dask.base import tokenize
 import xshm
 from tests.conftest import wait_until
 from tests.test_publish import maps
+from xshm.directory import configured
 
 pytestmark = pytest.mark.usefixtures("dask_threads")
 
@@ -150,13 +154,103 @@ def _mean(ds: xr.Dataset) -> float:
 
 
 def test_a_pickle_of_what_was_replaced_fails_and_gives_nothing_else() -> None:
-    with xshm.publish(maps(), "x") as shared:
+    with xshm.publish(maps(times=1000), "x") as shared:
         pickled = pickle.dumps(shared.open())
     with (
         xshm.publish(maps(2.0), "x"),
         pytest.raises(xshm.ContainerNotFoundError, match="published again"),
     ):
         pickle.loads(pickled).load()
+
+
+def test_an_array_that_has_lost_its_name_travels_with_its_bytes() -> None:
+    with xshm.publish(np.arange(1000.0), "x") as shared:
+        x = shared.open()
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(x)), x)
+
+
+def test_a_dataset_that_has_lost_its_name_does_not_travel() -> None:
+    with xshm.publish(maps(times=1000), "x") as shared:
+        opened: Any = shared.open()
+    with pytest.raises(xshm.ContainerNotFoundError, match="need its name"):
+        pickle.loads(pickle.dumps(opened)).load()
+    assert opened.chunk(time=100).t2m.sum().compute().item() == 20_000  # but in this process
+
+
+def test_many_small_parts_travel_without_mappings() -> None:
+    with xshm.publish(np.arange(1000.0), "x") as shared:
+        x: Any = shared.open()
+        parts = pickle.loads(pickle.dumps([x[i % 1000 : i % 1000 + 1] for i in range(70_000)]))
+        assert parts[-1] == 999
+
+
+def test_what_is_changed_in_place_still_reaches_everybody() -> None:
+    with xshm.publish(maps(times=1000), "x") as shared:
+        writer: Any = shared.open("r+")
+        writer["t2m"] += 1
+        np.add(writer.t2m.data, 1, out=writer.t2m.data)
+        pickle.loads(pickle.dumps(writer)).t2m[0] = -5
+        assert shared.open().t2m.values[0].max() == -5  # type: ignore[union-attr]
+        assert shared.open().t2m.values[1].max() == 3  # type: ignore[union-attr]
+
+
+def test_deep_copies_are_apart() -> None:
+    with xshm.publish(maps(), "x") as shared:
+        for opened in (shared.open(), xr.open_dataset(shared), xr.open_dataset("x", engine="xshm")):
+            copy: Any = opened.copy(deep=True)  # type: ignore[union-attr]
+            copy.t2m[0] = 99.0
+            xr.testing.assert_identical(opened, maps())
+            before = opened.copy(deep=True)  # type: ignore[union-attr]
+            shared.open("r+").t2m[1] = 7.0  # type: ignore[union-attr]
+            xr.testing.assert_identical(before, maps())
+            shared.open("r+").t2m[1] = 1.0  # type: ignore[union-attr]
+
+
+def test_what_is_selected_one_by_one_does_not_hold_the_container() -> None:
+    shared = xshm.publish(np.arange(10_000.0), "x")
+    whole: Any = shared.open()
+    shared.unlink()
+    few = whole[[1, 2, 3]]
+    assert "/containers/x" in Path("/proc/self/maps").read_text()
+    del whole
+    assert "/containers/x" not in Path("/proc/self/maps").read_text()
+    assert few.tolist() == [1, 2, 3]
+
+
+def test_labels_and_masks_cannot_be_written_to_in_place() -> None:
+    masked = np.ma.MaskedArray(np.zeros(4), mask=[True, False, False, False])
+    nullable = pd.array([1, None, 3, 4], dtype="Int64")
+    ds = xr.Dataset({"n": ("lat", nullable)}, {"lat": [1.0, 2.0, 3.0, 4.0]})
+    with xshm.publish(ds, "x") as shared, xshm.publish(masked, "m") as shared_masked:
+        writer: Any = shared.open("r+")
+        with pytest.raises(ValueError, match="read-only"):
+            np.asarray(writer.indexes["lat"])[0] = 98
+        with pytest.raises(ValueError, match="read-only"):
+            writer.n.data[0] = 77
+        with pytest.raises(ValueError, match="read-only"):
+            shared_masked.open("r+").mask[0] = False  # type: ignore[union-attr]
+        assert shared.open().lat.values[0] == 1  # type: ignore[union-attr]
+
+
+def test_in_place_functions_of_tasks_change_nothing_but_their_chunk() -> None:
+    def increase(block: np.ndarray) -> np.ndarray:
+        block += 1
+        return block
+
+    with xshm.publish(xr.Dataset({"x": ("i", np.zeros(10_000))}), "x") as shared:
+        for opened in (xr.open_dataset(shared, chunks={}), shared.open("r+").chunk()):  # type: ignore[union-attr]
+            y = opened.x.data.map_blocks(increase, meta=np.empty(0))
+            assert y.compute().max() == y.compute().max() == 1
+        assert shared.open().x.values.max() == 0  # type: ignore[union-attr]
+
+
+def test_it_tells_of_variables_that_were_added_since() -> None:
+    with xshm.publish(maps(), "x") as shared:
+        assert "u" not in shared.variables
+        xshm.publish(maps()[["t2m"]].rename(t2m="u"), "x", mode="a")
+        assert "u" in shared.variables
+        assert shared == xshm.SharedDataset("x")
+        assert len({shared, xshm.SharedDataset("x")}) == 1
 
 
 def test_by_name() -> None:
@@ -263,6 +357,33 @@ def test_a_forked_child_does_not_hold_its_parents_lock() -> None:
         assert os.waitpid(child, 0)[1] == 0
         wait_until(lambda: shared.lock.acquire(timeout=1), "the child's lock ended with it")
         shared.lock.release()
+
+
+def test_a_thread_cannot_take_the_lock_twice() -> None:
+    with (
+        xshm.publish(np.zeros(1), "x") as shared,
+        shared.lock,
+        pytest.raises(xshm.XshmError, match="cannot be taken twice"),
+    ):
+        shared.lock.acquire()
+
+
+def test_a_child_forked_while_names_are_locked_does_not_lock_them() -> None:
+    reading, writing = os.pipe()
+    with configured().names_locked():
+        child = os.fork()
+        if child == 0:
+            os.close(writing)
+            os.read(reading, 1)
+            os._exit(0)
+    try:
+        folder = os.open(configured().containers, os.O_RDONLY)
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(folder)
+    finally:
+        os.close(reading)
+        os.close(writing)
+        os.waitpid(child, 0)
 
 
 def test_the_lock_of_what_was_removed_cannot_be_taken() -> None:

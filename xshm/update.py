@@ -97,6 +97,7 @@ def write_over(
             )
         if variable.size == 0 or (label in old.coords and part[label].variable.equals(variable)):
             continue
+        _check_is_stored_whole(label, old[label])
         target = _target(label, part[label], variable)
         variable = variable.transpose(*part[label].dims)
         if region is not None and not set(variable.dims) & set(slices):
@@ -204,6 +205,18 @@ def _found(new: xr.Dataset, old: xr.Dataset, dim: Hashable) -> slice:
     return slice(first, first + len(positions))
 
 
+def _check_is_stored_whole(label: Hashable, old: xr.DataArray) -> None:
+    data = old.variable._data
+    handle = data.handle() if isinstance(data, ContainerArray) else None
+    if handle is not None and any(
+        n > 1 and stride == 0 for n, stride in zip(handle.shape, handle.strides, strict=True)
+    ):
+        raise UnsupportedError(
+            f"variable {label!r} cannot be written over: its values were repeated along a "
+            "dimension, and stored once; publish all again with mode='w'"
+        )
+
+
 def _target(label: Hashable, old: xr.DataArray, new: xr.Variable) -> ArrayHandle:
     data = old.variable._data
     handle = data.handle() if isinstance(data, ContainerArray) else None
@@ -211,11 +224,6 @@ def _target(label: Hashable, old: xr.DataArray, new: xr.Variable) -> ArrayHandle
         raise UnsupportedError(
             f"variable {label!r} cannot be written over: labels of an index, strings and objects "
             "stay as they were published; publish all again with mode='w'"
-        )
-    if any(n > 1 and step == 0 for n, step in zip(handle.shape, handle.strides, strict=True)):
-        raise UnsupportedError(
-            f"variable {label!r} cannot be written over: its values were repeated along a "
-            "dimension, and stored once; publish all again with mode='w'"
         )
     if {*old.dims} != {*new.dims} or not _fits(new.dtype, handle.dtype):
         raise ValueError(

@@ -162,13 +162,17 @@ class MappedArray(np.ndarray[Any, Any]):
     def portable_handle(self) -> ArrayHandle | None:
         """What is pickled in place of the bytes; None if the bytes themselves have to be.
 
-        Those of a container that has no name any more can be had from here only. Arrays of less
-        than a page are no larger than their handles, and cost the receiver no mapping.
+        Those of a container that has no name any more can be had from here only.
         """
         handle = self.handle()
-        if handle is None or (self.nbytes < mmap.PAGESIZE and not handle.container.writable):
+        if handle is None or self.is_small() or not handle.container.can_be_opened():
             return None
-        return handle if handle.container.can_be_opened() else None
+        return handle
+
+    def is_small(self) -> bool:
+        """Whether its bytes are hardly more than a handle, and cost the receiver no mapping."""
+        is_shared = self._container is not None and self._container.writable
+        return self.nbytes < mmap.PAGESIZE and not is_shared
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         handle = self.portable_handle()

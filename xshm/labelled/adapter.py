@@ -88,7 +88,8 @@ class ContainerArray(NumpyIndexingAdapter):
         key = indexer.tuple
         if not all(isinstance(k, slice) for k in key):
             return _wrapped(super()._oindex_get(indexer))
-        handle = self.handle()
+        source = self._source
+        handle = source.portable_handle() if isinstance(source, MappedArray) else self.handle()
         if handle is None:
             return ContainerArray(np.array(self[BasicIndexer(key)].array))
         container = handle.container._replace(writable=False)
@@ -98,9 +99,9 @@ class ContainerArray(NumpyIndexingAdapter):
         return _wrapped(super()._vindex_get(indexer))
 
     def handle(self) -> ArrayHandle | None:
-        """What another process can open in its place; None if it needs the bytes themselves."""
+        """Where the array lies in a container; None if it lies in none, or not any more."""
         if isinstance(self._source, MappedArray):
-            return self._source.portable_handle()
+            return self._source.handle()
         return self._source if isinstance(self._source, ArrayHandle) else None
 
     def container(self) -> ContainerHandle | None:
@@ -111,13 +112,12 @@ class ContainerArray(NumpyIndexingAdapter):
         return container if isinstance(container, ContainerHandle) else None
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # Also without a name, when it leads nowhere: a graph is not to hold gigabytes of bytes.
         source = self._source
         if isinstance(source, MappedArray):
-            handle = source.portable_handle()
-            return ContainerArray, (np.asarray(source) if handle is None else handle,)
-        container = self.container()
-        if container is not None and not container.can_be_opened():
-            source = self.array
+            handle = source.handle()
+            by_bytes = handle is None or source.is_small()
+            return ContainerArray, (np.asarray(source) if by_bytes else handle,)
         return ContainerArray, (source,)
 
     def __deepcopy__(self, memo: Any) -> ContainerArray:
