@@ -52,7 +52,7 @@ def publish(
         False gives a ``Delayed``, which publishes when it is computed. Room is taken at once.
     lifetime : {"boot", "process"}, optional
         ``"boot"``: until it is removed, or the machine restarts. ``"process"``: until this
-        process ends, however it ends.
+        process ends; if it is killed, until the next process that uses xshm starts or ends.
 
     Returns
     -------
