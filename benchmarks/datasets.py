@@ -14,12 +14,12 @@ import time
 
 from dask.utils import parse_bytes
 
-from . import clusters, files
+from . import files, large_datasets
 from .comparison import compare, table, verdicts, write_json
 from .formats import PACKAGES, is_installed
 from .measure import Results, machine, machine_text
 
-WORKS = {**files.WORKS, **clusters.WORKS}
+WORKS = {**files.WORKS, **large_datasets.WORKS}
 FULL_SIZE = 2**30
 
 
