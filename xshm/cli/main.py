@@ -124,8 +124,6 @@ def _rm(chosen: argparse.Namespace) -> int:
             xshm.unlink(name)
         except XshmError as error:
             code = _fail(error)
-        except IsADirectoryError as error:
-            code = _fail(f"expected a container, found a folder: remove {error.filename} yourself")
     return code
 
 
