@@ -168,7 +168,6 @@ def test_headers_that_lie_are_damaged_containers(containers: Path) -> None:
     xshm.publish(dataset(), "plain")
     group = xshm.SharedDataset("plain").container.header["groups"][0]
     lies: dict[str, dict[str, Any]] = {
-        "created-missing": {"created": None},
         "created-no-time": {"created": "yesterday"},
         "created-number": {"created": 7},
         "attrs-no-dict": {"groups": [{**group, "attrs": [1, 2]}]},
@@ -183,6 +182,15 @@ def test_headers_that_lie_are_damaged_containers(containers: Path) -> None:
     assert set(listed) == set(lies)
     assert all(listed.values()), listed
     assert "expected" in run("info", "attrs-no-dict", code=1).stderr
+
+
+def test_a_header_need_not_tell_when_it_was_made(containers: Path) -> None:
+    xshm.publish(dataset(), "plain")
+    _with_header(containers, "undated", created=None)
+    dated, undated = told("ls")
+    assert undated["created"] is undated["error"] is None
+    assert undated["dims"] == dated["dims"]
+    assert "created" not in run("info", "undated").stdout
 
 
 # ---- info ----

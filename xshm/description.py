@@ -30,7 +30,10 @@ def describe(shared: SharedDataset) -> Description:
     """
     header = shared.container.header
     with reading(f"container {shared.name!r}"):
-        created = datetime.datetime.fromisoformat(header["created"]).astimezone(datetime.UTC)
+        created = header.get("created")
+        if created is not None:
+            moment = datetime.datetime.fromisoformat(created).astimezone(datetime.UTC)
+            created = moment.isoformat()
         if shared.kind == "ndarray":
             groups = [_group_of_array(header["array"])]
         else:
@@ -39,7 +42,7 @@ def describe(shared: SharedDataset) -> Description:
         "name": shared.name,
         "kind": shared.kind,
         "nbytes": shared.nbytes,
-        "created": created.isoformat(),
+        "created": created,
         "generation": shared.generation,
         "groups": groups,
     }

@@ -15,7 +15,8 @@ def text_of(description: Description) -> str:
     """Lines of what the container is, and then of each of its groups."""
     size = format_bytes(description["nbytes"])
     lines = [f"{description['name']}: {description['kind']}", f"size: {size}"]
-    lines += [f"{key}: {description[key]}" for key in ("created", "generation")]
+    told = [key for key in ("created", "generation") if description[key] is not None]
+    lines += [f"{key}: {description[key]}" for key in told]
     for group in description["groups"]:
         lines += ["", f"group {group['path']}", *_group(group)]
     return "\n".join(map(printable, lines))

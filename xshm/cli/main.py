@@ -108,8 +108,14 @@ def _row(entry: dict[str, Any]) -> list[str]:
     row = [entry["name"], format_bytes(entry["nbytes"])]
     if entry["error"] is not None:
         return [*row, "", holders, f"unreadable: {entry['error']}"]
-    age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(entry["created"])
-    return [*row, str(datetime.timedelta(age.days, age.seconds)), holders, sizes(entry["dims"])]
+    return [*row, _age(entry["created"]), holders, sizes(entry["dims"])]
+
+
+def _age(created: str | None) -> str:
+    if created is None:
+        return ""
+    age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(created)
+    return str(datetime.timedelta(age.days, age.seconds))
 
 
 def _info(chosen: argparse.Namespace) -> int:
