@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,3 +134,24 @@ def _use_up_open_files() -> list[int]:
 def _close(descriptors: list[int]) -> None:
     for descriptor in descriptors:
         os.close(descriptor)
+
+
+_OPEN_MANY = """
+import xshm
+x = xshm.open("x")
+handle = x.handle()
+parts = [handle[1:1025].open() for _ in range(70_000)]
+assert all(part[0] == 1.0 and part[-1] == 1024.0 for part in parts)
+parts[-1][0] = 7.0
+assert x[1] == 1.0
+print(sum(1 for _ in open("/proc/self/maps")))
+"""
+
+
+def test_more_parts_of_a_container_than_a_process_can_map() -> None:
+    with xshm.publish(np.arange(2000.0), "x"):
+        done = subprocess.run(
+            [sys.executable, "-c", _OPEN_MANY], capture_output=True, text=True, timeout=100
+        )
+        assert done.returncode == 0, done.stderr
+        assert int(done.stdout) < ORDINARY_MAPPINGS / 2

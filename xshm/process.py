@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import fcntl
+import functools
 import itertools
 import multiprocessing.util
 import os
@@ -178,18 +179,23 @@ def set_limits() -> None:
 
 
 def _limits(directory: Directory) -> tuple[int, int, int, int, bool]:
-    try:
-        with open(_MAX_MAP_COUNT) as file:
-            max_map_count = int(file.read())
-    except OSError:  # no /proc, as in some containers
-        max_map_count = _DEFAULT_MAX_MAP_COUNT
     return (
         max(config.get_bytes("threshold"), 1),
         _keep(),
         config.get("waiting"),
-        max_map_count // 2,  # the other half is for the rest of the program
+        max_map_count() // 2,  # the other half is for containers, and the rest of the program
         directory.gives_huge_pages(),
     )
+
+
+@functools.cache
+def max_map_count() -> int:
+    """How many memory mappings a process may have."""
+    try:
+        with open(_MAX_MAP_COUNT) as file:
+            return int(file.read())
+    except OSError:  # no /proc, as in some containers
+        return _DEFAULT_MAX_MAP_COUNT
 
 
 def _keep() -> int:

@@ -107,6 +107,7 @@ typedef struct {
 } Window;
 
 static PyObject *window_type;
+static Py_ssize_t live_windows; /* under the GIL */
 
 static int
 window_getbuffer(PyObject *self, Py_buffer *view, int flags)
@@ -122,6 +123,7 @@ window_dealloc(PyObject *self)
     PyTypeObject *type = Py_TYPE(self);
     if (w->mapped.start != NULL) {
         window_unmap(&w->mapped);
+        live_windows--;
     }
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
     release(self);
@@ -166,7 +168,16 @@ map_window(PyObject *module, PyObject *args)
         Py_DECREF(self);
         return raise_errno(error, "cannot map a part of a file");
     }
+    live_windows++;
     return (PyObject *)self;
+}
+
+static PyObject *
+windows(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    return PyLong_FromSsize_t(live_windows);
 }
 
 /* ---- hand-over of buffers ---- */
@@ -397,6 +408,7 @@ static PyMethodDef methods[] = {
     {"copy_in", copy_in, METH_VARARGS, NULL},
     {"lease", lease, METH_VARARGS, NULL},
     {"map_window", map_window, METH_VARARGS, NULL},
+    {"windows", windows, METH_NOARGS, NULL},
     {"locate", locate, METH_O, NULL},
     {"was_written", was_written, METH_O, NULL},
     {"set_handler", set_handler, METH_O, NULL},

@@ -14,6 +14,8 @@ from numpy.lib.stride_tricks import as_strided
 from xshm import _core
 from xshm.codecs.ndarrays import Layout
 from xshm.container.handle import ContainerHandle
+from xshm.errors import FormatError
+from xshm.process import max_map_count
 from xshm.whereabouts import bytes_spanned
 
 
@@ -82,8 +84,23 @@ class ArrayHandle:
         return sum(w for w in ways if w < 0), sum(w for w in ways if w > 0) + self.dtype.itemsize
 
     def _map(self, file: int, low: int, high: int) -> np.ndarray[Any, Any]:
+        # A process may have so many mappings, and no more: then the bytes are read instead.
+        if _core.windows() >= max_map_count() // 4 and not self.container.writable:
+            own = _read(file, self.offset + low, high - low)
+            return np.ndarray(self.shape, self.dtype, own, -low, self.strides)
         window = MappedArray.map(self.container, file, self.offset + low, high - low)
         return window.part(-low, self.shape, self.strides, self.dtype)
+
+
+def _read(file: int, offset: int, nbytes: int) -> np.ndarray[Any, Any]:
+    own = np.empty(nbytes, np.uint8)
+    left = own.data
+    while left:
+        count = os.preadv(file, [left], offset)
+        if count == 0:
+            raise FormatError(f"expected {len(left)} more bytes at {offset}, found the file's end")
+        left, offset = left[count:], offset + count
+    return own
 
 
 def _address(x: np.ndarray[Any, Any]) -> int:
