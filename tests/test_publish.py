@@ -204,15 +204,19 @@ def test_compute_false_publishes_later() -> None:
 
 @pytest.mark.parametrize("mode", ["w-", "w"])
 @pytest.mark.parametrize("chunks", [None, {"time": 2}], ids=["numpy", "dask"])
-def test_a_delayed_container_is_published_once(mode: Any, chunks: Any, directory: Path) -> None:
+@pytest.mark.parametrize("lifetime", ["boot", "process"])
+def test_a_delayed_container_is_published_once(
+    mode: Any, chunks: Any, lifetime: Any, directory: Path
+) -> None:
     ds = maps() if chunks is None else maps().chunk(chunks)
-    delayed = xshm.publish(ds, "x", mode=mode, compute=False)
+    delayed = xshm.publish(ds, "x", mode=mode, compute=False, lifetime=lifetime)
     with delayed.compute() as shared:
         shared.open("r+").t2m.values[:] = 7
         with pytest.raises(FileNotFoundError, match=r"computed once.*call publish again"):
             delayed.compute()
         assert shared.open().t2m.values.min() == 7
-    assert [f for f in files_in(directory) if "processes/" not in f] == []
+    left = [f for f in files_in(directory) if "processes/" not in f and "lifetime" not in f]
+    assert left == []
 
 
 def test_compute_false_without_dask_publishes_later_too() -> None:

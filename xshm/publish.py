@@ -113,13 +113,16 @@ def _create(obj: Publishable, name: str, replace: bool, compute: bool, bound: bo
     if bound or not compute:
         process.keep_open()
     finish = (draft.handle, name, replace, draft.process.id if bound else None)
-    if not compute:
-        return store_later(encoded.sources, targets, _publish, *finish)
     try:
+        if not compute:
+            return store_later(encoded.sources, targets, _publish, *finish)
         store(encoded.sources, targets)
-        return _publish(*finish)
-    finally:
+        published = _publish(*finish)
+    except BaseException:
         draft.discard()
+        raise
+    draft.discard()
+    return published
 
 
 def _publish(draft: ContainerHandle, name: str, replace: bool, owner: str | None) -> SharedDataset:
@@ -127,7 +130,10 @@ def _publish(draft: ContainerHandle, name: str, replace: bool, owner: str | None
     if owner is None:
         return SharedDataset.of(drafts.publish(draft, name, replace=replace))
     here = configured()
-    inode = (here.path / draft.path).stat().st_ino
+    try:
+        inode = (here.path / draft.path).stat().st_ino
+    except FileNotFoundError as error:
+        raise draft.not_found() from error
     # Beforehand: a process that is killed in between leaves a note, and no container.
     note = janitor.bind_to_life(here, owner, name, inode)
     try:

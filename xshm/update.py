@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Hashable, Mapping
 from typing import Any, Literal
 
@@ -127,7 +128,8 @@ def _lies_in_container(data: Any) -> bool:
 def _written_over(handle: ContainerHandle) -> SharedDataset:
     file = handle._replace(writable=True).open_file()
     try:
-        os.utime(file)  # results that dask holds of the old values have other keys then
+        # Results that dask holds of the old values have other keys then.
+        os.utime(file, ns=(time.time_ns(),) * 2)
     finally:
         os.close(file)
     return SharedDataset.of(handle)
