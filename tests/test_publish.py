@@ -30,6 +30,7 @@ from tests.test_namespaces import (
     run_in_namespace,
 )
 from xshm import janitor
+from xshm.container import preamble
 from xshm.directory import configured
 
 pytestmark = pytest.mark.usefixtures("dask_threads")
@@ -128,6 +129,15 @@ def test_what_is_published_is_a_copy() -> None:
     with xshm.publish(ds, "x") as shared:
         ds.t2m.values[:] = 7
         xr.testing.assert_identical(shared.open(), maps())
+
+
+def test_a_header_that_no_reader_takes_is_refused_and_leaves_nothing(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preamble, "MAX_HEADER", 10_000)  # not the real one, of 256 MiB
+    with pytest.raises(xshm.UnsupportedError, match="of at most 10000 bytes, found"):
+        xshm.publish(maps().assign_attrs(title="x" * 10_000), "x")
+    assert files_in(directory) == []
 
 
 def test_a_broadcast_array_is_stored_once() -> None:

@@ -15,7 +15,7 @@ from xshm.container.handle import ContainerHandle
 from xshm.container.room import reserve
 from xshm.container.writing import write_buffers
 from xshm.directory import configured
-from xshm.errors import ContainerExistsError, FormatError
+from xshm.errors import ContainerExistsError
 
 
 class Draft:
@@ -48,7 +48,6 @@ class Draft:
     """
 
     def __init__(self, header: headers.Header, buffers: Buffers) -> None:
-        self.process = process.hold(self)
         placed, data_nbytes = headers.place(buffers.sizes())
         packed = headers.pack({**header, "buffers": placed})
         data_offset = headers.aligned(preamble.NBYTES + len(packed))
@@ -56,6 +55,7 @@ class Draft:
         start = preamble.Preamble(
             generation, preamble.NBYTES, len(packed), data_offset, data_offset + data_nbytes
         )
+        self.process = process.hold(self)
         self.nbytes = start.nbytes
         self.offsets = [data_offset + offset for offset, _ in placed]
         here = self.process.directory
@@ -100,10 +100,7 @@ def publish(draft: ContainerHandle, name: str, *, replace: bool) -> ContainerHan
     except FileExistsError as error:
         raise exists(name) from error
     except IsADirectoryError as error:
-        raise FormatError(
-            f"expected a container at {path}, found a folder: it was not made by xshm; remove it "
-            "by hand"
-        ) from error
+        raise names.is_folder(path) from error
     except FileNotFoundError as error:
         raise draft.not_found() from error
     return draft._replace(path=str(path.relative_to(here.path)), writable=False)

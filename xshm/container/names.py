@@ -62,10 +62,7 @@ def open_file(path: Path, *, write: bool = False) -> int:
         # A FIFO would block without O_NONBLOCK; a link is not followed: invariant 9.
         descriptor = os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
-        raise ContainerNotFoundError(
-            errno.ENOENT,
-            f"there is no container {path.name!r} in {path.parent} (xshm ls shows which there are)",
-        ) from error
+        raise not_found(path) from error
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.EACCES):
             raise
@@ -92,23 +89,35 @@ def all_in(directory: Directory) -> list[str]:
     return sorted(name for name in os.listdir(directory.containers) if not name.startswith("."))
 
 
-def remove(directory: Directory, name: str) -> bool:
+def remove(directory: Directory, name: str) -> None:
     """Take a name away. Who has its container open keeps it; the last one frees the memory.
-
-    Returns
-    -------
-    bool
-        Whether there was one.
 
     Raises
     ------
+    ContainerNotFoundError
+        There is none of that name.
     FormatError
         It is a folder.
     """
+    path = path_of(directory, name)
     try:
-        return directory.remove_name(check(name))
+        if not directory.remove_name(path.name):
+            raise not_found(path)
     except IsADirectoryError as error:
-        raise FormatError(
-            f"expected a container at {directory.containers / name}, found a folder: it was not "
-            "made by xshm; remove it by hand"
-        ) from error
+        raise is_folder(path) from error
+
+
+def not_found(path: Path) -> ContainerNotFoundError:
+    """The error for a name that there is not."""
+    return ContainerNotFoundError(
+        errno.ENOENT,
+        f"there is no container {path.name!r} in {path.parent} (xshm ls shows which there are)",
+    )
+
+
+def is_folder(path: Path) -> FormatError:
+    """The error for a folder in a container's place."""
+    return FormatError(
+        f"expected a container at {path}, found a folder: it was not made by xshm; remove it by "
+        "hand"
+    )
