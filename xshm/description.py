@@ -28,20 +28,21 @@ def describe(shared: SharedDataset) -> Description:
     FormatError
         It is damaged.
     """
-    header = shared.container.header
+    container = shared.container  # read once: it may be changed meanwhile
+    header, kind = container.header, str(container.header.get("kind"))
     with reading(f"container {shared.name!r}"):
         created = header.get("created")
         if created is not None:
             moment = datetime.datetime.fromisoformat(created).astimezone(datetime.UTC)
             created = moment.isoformat()
-        if shared.kind == "ndarray":
+        if kind == "ndarray":
             groups = [_group_of_array(header["array"])]
         else:
             groups = [_group(group) for group in groups_of(header)]
     return {
         "name": shared.name,
-        "kind": shared.kind,
-        "nbytes": shared.nbytes,
+        "kind": kind,
+        "nbytes": container.preamble.nbytes,
         "created": created,
         "generation": shared.generation,
         "groups": groups,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Literal
 
 import xarray as xr
@@ -113,16 +114,14 @@ def _create(obj: Publishable, name: str, replace: bool, compute: bool, bound: bo
     if bound or not compute:
         process.keep_open()
     finish = (draft.handle, name, replace, draft.process.id if bound else None)
-    try:
+    with contextlib.ExitStack() as undo:
+        undo.callback(draft.discard)
         if not compute:
-            return store_later(encoded.sources, targets, _publish, *finish)
+            later = store_later(encoded.sources, targets, _publish, *finish)
+            undo.pop_all()
+            return later
         store(encoded.sources, targets)
-        published = _publish(*finish)
-    except BaseException:
-        draft.discard()
-        raise
-    draft.discard()
-    return published
+        return _publish(*finish)
 
 
 def _publish(draft: ContainerHandle, name: str, replace: bool, owner: str | None) -> SharedDataset:

@@ -14,7 +14,7 @@ import xarray as xr
 from xshm.codecs.buffers import Buffers
 from xshm.container.addition import Addition, begin
 from xshm.container.handle import ContainerHandle
-from xshm.container.mapped import ArrayHandle, lies_in_container
+from xshm.container.mapped import ArrayHandle, has_repeats, lies_in_container
 from xshm.errors import ContainerExistsError, UnsupportedError
 from xshm.labelled.adapter import ContainerArray
 from xshm.labelled.from_container import Decoder
@@ -98,8 +98,7 @@ def write_over(
             )
         if variable.size == 0 or (label in old.coords and part[label].variable.equals(variable)):
             continue
-        _check_is_stored_whole(label, old[label])
-        target = _target(label, part[label], variable)
+        target = _target(label, old[label], part[label], variable)
         variable = variable.transpose(*part[label].dims)
         if region is not None and not set(variable.dims) & set(slices):
             raise ValueError(
@@ -114,15 +113,11 @@ def write_over(
     check_workers(sources)
     for target, data in arrays:
         # Values of the container itself would change while they are read.
-        target.open()[...] = np.array(data) if _lies_in_container(data) else data
+        target.open()[...] = np.array(data) if lies_in_container(data) else data
     if not compute:
         return store_later(sources, targets, _written_over, handle)
     store(sources, targets)
     return _written_over(handle)
-
-
-def _lies_in_container(data: Any) -> bool:
-    return isinstance(data, np.ndarray) and lies_in_container(data)
 
 
 def _written_over(handle: ContainerHandle) -> SharedDataset:
@@ -207,32 +202,31 @@ def _found(new: xr.Dataset, old: xr.Dataset, dim: Hashable) -> slice:
     return slice(first, first + len(positions))
 
 
-def _check_is_stored_whole(label: Hashable, old: xr.DataArray) -> None:
-    data = old.variable._data
-    handle = data.handle() if isinstance(data, ContainerArray) else None
-    if handle is not None and any(
-        n > 1 and stride == 0 for n, stride in zip(handle.shape, handle.strides, strict=True)
-    ):
-        raise UnsupportedError(
-            f"variable {label!r} cannot be written over: its values were repeated along a "
-            "dimension, and stored once; publish all again with mode='w'"
-        )
-
-
-def _target(label: Hashable, old: xr.DataArray, new: xr.Variable) -> ArrayHandle:
-    data = old.variable._data
-    handle = data.handle() if isinstance(data, ContainerArray) else None
-    if handle is None:
+def _target(
+    label: Hashable, whole: xr.DataArray, part: xr.DataArray, new: xr.Variable
+) -> ArrayHandle:
+    all_of_it, handle = _place_of(whole), _place_of(part)
+    if all_of_it is None or handle is None:
         raise UnsupportedError(
             f"variable {label!r} cannot be written over: labels of an index, strings and objects "
             "stay as they were published; publish all again with mode='w'"
         )
-    if {*old.dims} != {*new.dims} or not _fits(new.dtype, handle.dtype):
+    if has_repeats(all_of_it.shape, all_of_it.strides):
+        raise UnsupportedError(
+            f"variable {label!r} cannot be written over: its values were repeated along a "
+            "dimension, and stored once; publish all again with mode='w'"
+        )
+    if {*part.dims} != {*new.dims} or not _fits(new.dtype, handle.dtype):
         raise ValueError(
-            f"expected variable {label!r} with {old.dims} of {handle.dtype}, found "
+            f"expected variable {label!r} with {part.dims} of {handle.dtype}, found "
             f"{new.dims} of {new.dtype}: nothing is converted that could lose values, see astype"
         )
     return handle
+
+
+def _place_of(x: xr.DataArray) -> ArrayHandle | None:
+    data = x.variable._data
+    return data.handle() if isinstance(data, ContainerArray) else None
 
 
 def _fits(new: np.dtype[Any], old: np.dtype[Any]) -> bool:

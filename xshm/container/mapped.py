@@ -103,6 +103,11 @@ def _read(file: int, offset: int, nbytes: int) -> np.ndarray[Any, Any]:
     return own
 
 
+def has_repeats(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether elements of an array share their bytes, as in ``np.broadcast_to``."""
+    return any(n > 1 and stride == 0 for n, stride in zip(shape, strides, strict=True))
+
+
 def _address(x: np.ndarray[Any, Any]) -> int:
     return x.__array_interface__["data"][0]  # type: ignore[no-any-return]
 
@@ -139,8 +144,8 @@ class MappedArray(np.ndarray[Any, Any]):
     ) -> np.ndarray[Any, Any]:
         """A view of these bytes as an array; it was checked that it lies in them."""
         array = np.ndarray(shape, dtype, self._window, offset, strides).view(type(self))
-        # Elements that share bytes are not to be written to one by one, as in np.broadcast_to.
-        if any(n > 1 and stride == 0 for n, stride in zip(shape, strides, strict=True)):
+        # Elements that share bytes are not to be written to one by one.
+        if has_repeats(shape, strides):
             array.flags.writeable = False
         array._container, array._window = self._container, self._window
         array._window_offset = self._window_offset
@@ -201,8 +206,8 @@ class MappedArray(np.ndarray[Any, Any]):
         return self.__reduce_ex__(2)
 
 
-def lies_in_container(x: np.ndarray[Any, Any]) -> bool:
-    """Whether an array's bytes are mapped from a container, written to since or not."""
+def lies_in_container(x: object) -> bool:
+    """Whether it is an array whose bytes are mapped from a container, written to since or not."""
     owner: Any = x
     while isinstance(owner, np.ndarray):
         owner = owner.base

@@ -100,16 +100,17 @@ class ContainerArray(NumpyIndexingAdapter):
 
     def handle(self) -> ArrayHandle | None:
         """Where the array lies in a container; None if it lies in none, or not any more."""
-        if isinstance(self._source, MappedArray):
-            return self._source.handle()
-        return self._source if isinstance(self._source, ArrayHandle) else None
+        place = self._place()
+        return place if isinstance(place, ArrayHandle) else None
 
     def container(self) -> ContainerHandle | None:
         """The container that the array lies in, as it is there; None if it lies in none."""
-        source = self._source
-        place = source.handle() if isinstance(source, MappedArray) else source
-        container = getattr(place, "container", None)
+        container = getattr(self._place(), "container", None)
         return container if isinstance(container, ContainerHandle) else None
+
+    def _place(self) -> np.ndarray[Any, Any] | Unopened | None:
+        source = self._source
+        return source.handle() if isinstance(source, MappedArray) else source
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Also without a name, when it leads nowhere: a graph is not to hold gigabytes of bytes.
@@ -127,8 +128,7 @@ class ContainerArray(NumpyIndexingAdapter):
         container = self.container()
         if container is None:
             return ContainerArray, np.asarray(self.array)
-        source = self._source.handle() if isinstance(self._source, MappedArray) else self._source
-        return ContainerArray, source, container.version()
+        return ContainerArray, self._place(), container.version()
 
 
 def innermost(data: Any) -> Any:
