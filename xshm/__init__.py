@@ -20,15 +20,20 @@ if not hasattr(_core, "HANDLER"):  # the folder of its sources, which Python tak
 
 from xshm.allocation import allocator, disable, enable, trim
 from xshm.errors import (
+    ChannelNotFoundError,
+    ClosedError,
     ContainerExistsError,
     ContainerNameError,
     ContainerNotFoundError,
     DirectoryError,
     FormatError,
     HandleError,
+    LayoutError,
+    LockError,
     LostHandleError,
     NoRoomError,
     UnsupportedError,
+    WriterError,
     XshmError,
 )
 from xshm.publish import publish
@@ -42,16 +47,21 @@ config.install_defaults()
 __version__ = importlib.metadata.version("xshm")
 
 __all__ = [
+    "ChannelNotFoundError",
+    "ClosedError",
     "ContainerExistsError",
     "ContainerNameError",
     "ContainerNotFoundError",
     "DirectoryError",
     "FormatError",
     "HandleError",
+    "LayoutError",
+    "LockError",
     "LostHandleError",
     "NoRoomError",
     "SharedDataset",
     "UnsupportedError",
+    "WriterError",
     "XshmError",
     "allocator",
     "disable",

@@ -5,7 +5,8 @@ Layout, below ``xshm.directory``::
     xshm-<uid>/           0700
         domain            a link to a random id: who reads the same one, shares the directory
         processes/<id>    one for each process, locked by it for as long as it lives
-        segments/         <id>.<number>.segment and .token, and of containers .draft and .lifetime
+        segments/         <id>.<number>.segment, .token, .message and .array,
+                          and of containers .draft and .lifetime
         containers/       one for each published name
 
 ``<id>`` is the process id that xshm gives (16 hexadecimal digits, random), not the pid:
@@ -29,7 +30,7 @@ from xshm.errors import DirectoryError
 
 PROCESS_ID = re.compile(r"[0-9a-f]{16}")
 SEGMENT_NAME = re.compile(rf"{PROCESS_ID.pattern}\.[0-9a-f]{{1,16}}\.segment")
-TOKEN_NAME = re.compile(rf"{PROCESS_ID.pattern}\.[0-9a-f]{{1,16}}\.token")
+TOKEN_NAME = re.compile(rf"{PROCESS_ID.pattern}\.[0-9a-f]{{1,16}}\.(token|message)")
 
 _DOMAIN_ID = re.compile(r"[0-9a-f]{32}")
 

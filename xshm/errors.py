@@ -45,3 +45,23 @@ class ContainerNotFoundError(XshmError, FileNotFoundError):
 
 class NoRoomError(XshmError, OSError):
     """The directory has not as much room as a container needs. Nothing was left behind."""
+
+
+class LayoutError(XshmError, ValueError):
+    """A dtype, shape, offset or size that does not fit the bytes, or that no array can have."""
+
+
+class ClosedError(XshmError, ValueError):
+    """Something is used after it was closed, as with a closed file."""
+
+
+class LockError(XshmError, RuntimeError):
+    """A lock is released that is not held, or taken in a way that would wait for itself."""
+
+
+class WriterError(XshmError, RuntimeError):
+    """A channel has a living writer already, or this object is not the one that writes."""
+
+
+class ChannelNotFoundError(XshmError, FileNotFoundError):
+    """A channel was removed since it was opened."""

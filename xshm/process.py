@@ -57,11 +57,22 @@ class Process:
 
     def new_token(self) -> str:
         """A token's name, never given before."""
-        return f"{self.id}.{next(self._numbers):x}.token"
+        return self._new_name("token")
+
+    def new_message(self) -> str:
+        """The name of a token for a queue: it stays for ``xshm.grace`` when this process ends."""
+        return self._new_name("message")
 
     def new_draft(self) -> Path:
         """The path of a file in which to write a container, never given before."""
-        return self.directory.segments / f"{self.id}.{next(self._numbers):x}.draft"
+        return self.directory.segments / self._new_name("draft")
+
+    def new_array(self) -> Path:
+        """The path of this process's link to an array without a name, never given before."""
+        return self.directory.segments / self._new_name("array")
+
+    def _new_name(self, kind: str) -> str:
+        return f"{self.id}.{next(self._numbers):x}.{kind}"
 
     def withdraw(self, token: str) -> None:
         """Remove a token if it is still there, and is this process's and not its parent's."""
