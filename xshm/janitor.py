@@ -4,6 +4,10 @@ Invariant 6, "a dead process holds nothing": each process holds a lock on its ow
 ``processes/`` for life. The kernel drops the lock however the process ends, so whoever gets
 it may remove what carries that process's id. Leases are not touched by this: the bytes of
 an unlinked segment live until the last mapping is gone.
+
+Messages, which are tokens sent over a queue, stay for ``xshm.grace`` after that: their sender
+may end before they are read. The clock is the time of the process file. It is 0 while its
+process lives, and is set by the process when it ends, or by the first that finds it dead.
 """
 
 from __future__ import annotations
@@ -14,15 +18,18 @@ import fcntl
 import logging
 import os
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from xshm import config
 from xshm.directory import PROCESS_ID, Directory
 
 logger = logging.getLogger(__name__)
 
 _LIFETIME = ".lifetime"
+_MESSAGE = ".message"
 
 
 class Remains(NamedTuple):
@@ -51,6 +58,8 @@ class Remains(NamedTuple):
 def remains(directory: Directory) -> Iterator[Remains]:
     """What the dead left. Until the next one is asked for, nobody else finds this one dead.
 
+    Messages that may still be read are not among its files; there may be no others.
+
     Notes
     -----
     Segments are listed before processes: a file seen in the first list had its process's
@@ -75,12 +84,13 @@ def clean(directory: Directory) -> list[str]:
     Returns
     -------
     list of str
-        The ids of the processes that were found dead.
+        The ids of the processes that were found dead, and had left something.
     """
     dead = []
     for left in remains(directory):
         left.remove(directory)
-        dead.append(left.process)
+        if left.files:
+            dead.append(left.process)
     if dead:
         logger.debug("removed what %d dead processes left in %s", len(dead), directory.path)
     return dead
@@ -141,11 +151,26 @@ def _remains_of(directory: Directory, process: str, names: list[str]) -> Remains
                 inode, _, container = os.readlink(directory.segments / name).partition("/")
                 if inode.isdecimal() and container and "/" not in container:
                     bound[directory.containers / container] = int(inode)
-    files = {}
     own = [*(directory.segments / name for name in names), directory.processes / process]
+    if any(name.endswith(_MESSAGE) for name in names) and _in_grace(own[-1]):
+        own = [file for file in own[:-1] if file.suffix != _MESSAGE]
+    files = {}
     for file in [*bound, *own]:
         with contextlib.suppress(FileNotFoundError):
             status = file.lstat()
             if not stat.S_ISDIR(status.st_mode) and bound.get(file) in (None, status.st_ino):
                 files[file] = status
     return Remains(process, files)
+
+
+def _in_grace(process_file: Path) -> bool:
+    """Whether a process that is dead, or about to end, may still be read from."""
+    now = time.time()
+    try:
+        ended = process_file.stat().st_mtime
+        if ended == 0:
+            ended = now
+            os.utime(process_file, (now, now))
+    except FileNotFoundError:  # somebody removed it by hand
+        return False
+    return now < ended + config.get_seconds("grace")

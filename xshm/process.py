@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import fcntl
 import functools
@@ -127,8 +126,9 @@ def current() -> Process:
     with _lock:
         if _current is None:
             _current = Process(configured())
-            # Children of multiprocessing end without atexit, but run its finalizers.
-            _at_exit = multiprocessing.util.Finalize(None, close, exitpriority=0)
+            # Children of multiprocessing end without atexit, but run its finalizers. This is
+            # the last of them: the threads that feed queues are joined by one (of priority -5).
+            _at_exit = multiprocessing.util.Finalize(None, close, exitpriority=-100)
         return _current
 
 
@@ -165,9 +165,6 @@ def close() -> None:
             if _at_exit is not None:
                 _at_exit.cancel()
             process.close()
-
-
-atexit.register(close)
 
 
 def _start_anew_in_child() -> None:
@@ -238,5 +235,6 @@ def _make_process_file(directory: Directory) -> tuple[str, int]:
             os.close(descriptor)
             continue
         if os.fstat(descriptor).st_nlink == 1:
+            os.utime(descriptor, (0, 0))  # see janitor: nobody has found it dead
             return name, descriptor
         os.close(descriptor)  # it did so, and was faster

@@ -12,7 +12,13 @@ from xshm import janitor
 from xshm.directory import Directory
 from xshm.holders import file_id, holders_of
 
-_KINDS = {".draft": "drafts", ".segment": "segments", ".token": "segments"}
+_KINDS = {
+    ".array": "arrays",
+    ".draft": "drafts",
+    ".segment": "segments",
+    ".message": "segments",
+    ".token": "segments",
+}
 
 
 def total(statuses: Iterable[os.stat_result]) -> dict[str, int]:
@@ -28,7 +34,8 @@ def measure(directory: Directory) -> dict[str, Any]:
     Notes
     -----
     A file with several names is counted as a container rather than as the draft it was, and
-    as a segment of the process that made it rather than of one that hands it on.
+    as a segment of the process that made it rather than of one that hands it on. An array
+    without a name that several processes have open is counted as one of them's.
     """
     dead = {left.process for left in janitor.remains(directory)}
     living = {
@@ -59,13 +66,14 @@ def measure(directory: Directory) -> dict[str, Any]:
                 "alive": process in living,
                 "pid": pid,
                 "command": command,
+                "arrays": count("arrays", process),
                 "segments": count("segments", process),
                 "drafts": count("drafts", process),
             }
         )
     free, size = directory.room()
     room = {"directory": str(directory.path), "size": size, "used": size - free, "free": free}
-    kinds = {kind: count(kind) for kind in ("containers", "segments", "drafts")}
+    kinds = {kind: count(kind) for kind in ("containers", "arrays", "segments", "drafts")}
     return {**room, **kinds, "processes": processes}
 
 

@@ -138,7 +138,8 @@ def _gc(chosen: argparse.Namespace) -> int:
     for found in janitor.remains(here):
         if not chosen.dry_run:
             found.remove(here)
-        left.append(found)
+        if found.files:
+            left.append(found)
     each = [{"id": found.process, **total(found.files.values())} for found in left]
     everything = total(status for found in left for status in found.files.values())
     rows = [[one["id"], *_count(one)] for one in [*each, {"id": "in all", **everything}]]
@@ -151,20 +152,20 @@ def _gc(chosen: argparse.Namespace) -> int:
 def _df(chosen: argparse.Namespace) -> int:
     usage = measure(configured())
     size, used, free = (format_bytes(usage[key]) for key in ("size", "used", "free"))
-    kinds = [[kind, *_count(usage[kind])] for kind in ("containers", "segments", "drafts")]
+    kinds = [[kind, *_count(usage[kind])] for kind in ("containers", "arrays", "segments", "drafts")]
     processes = [
         [
             one["id"],
             one["pid"] or "",
             one["command"] or ("" if one["alive"] else "(dead: xshm gc)"),
-            *(format_bytes(one[kind]["nbytes"]) for kind in ("segments", "drafts")),
+            *(format_bytes(one[kind]["nbytes"]) for kind in ("arrays", "segments", "drafts")),
         ]
         for one in usage["processes"]
     ]
     text = [
         f"{usage['directory']}: {size}, {used} used, {free} free",
         table(["WHAT", "FILES", "SIZE"], *kinds),
-        table(["PROCESS", "PID", "COMMAND", "SEGMENTS", "DRAFTS"], *processes),
+        table(["PROCESS", "PID", "COMMAND", "ARRAYS", "SEGMENTS", "DRAFTS"], *processes),
     ]
     return _print(chosen, usage, "\n\n".join(text))
 
