@@ -22,7 +22,10 @@ setup(
             "xshm._core",
             sources=[
                 f"xshm/_core/{name}.c"
-                for name in ("spans", "segment", "idle", "pool", "window", "allocator", "module")
+                for name in (
+                    *("spans", "segment", "idle", "pool", "window", "futex"),
+                    *("allocator", "module"),
+                )
             ],
             depends=[f"xshm/_core/{name}.h" for name in ("core", "allocator", "python")],
             include_dirs=[numpy.get_include()],

@@ -267,6 +267,66 @@ was_written(PyObject *module, PyObject *object)
     return PyBool_FromLong(written);
 }
 
+/* ---- events ---- */
+
+/* The address of a buffer that is one aligned word; NULL with an exception if it is not. */
+static uint32_t *
+word_of(PyObject *object, Py_buffer *view)
+{
+    if (PyObject_GetBuffer(object, view, PyBUF_WRITABLE) != 0) {
+        return NULL;
+    }
+    if (view->len != sizeof(uint32_t) || (uintptr_t)view->buf % sizeof(uint32_t) != 0) {
+        PyBuffer_Release(view);
+        PyErr_SetString(PyExc_ValueError, "expected a buffer of one aligned word of 4 bytes");
+        return NULL;
+    }
+    return view->buf;
+}
+
+static PyObject *
+wait_for_event(PyObject *module, PyObject *args)
+{
+    (void)module;
+    PyObject *object;
+    unsigned int seen;
+    double seconds;
+    Py_buffer view;
+    if (!PyArg_ParseTuple(args, "OId:wait_for_event", &object, &seen, &seconds)) {
+        return NULL;
+    }
+    uint32_t *word = word_of(object, &view);
+    if (word == NULL) {
+        return NULL;
+    }
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    error = futex_wait(word, seen, seconds);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&view);
+    if (error != 0) {
+        return raise_errno(error, "cannot wait for an event");
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+tell_event(PyObject *module, PyObject *object)
+{
+    (void)module;
+    Py_buffer view;
+    uint32_t *word = word_of(object, &view);
+    if (word == NULL) {
+        return NULL;
+    }
+    int error = futex_wake(word);
+    PyBuffer_Release(&view);
+    if (error != 0) {
+        return raise_errno(error, "cannot tell of an event");
+    }
+    Py_RETURN_NONE;
+}
+
 /* ---- the pool ---- */
 
 #define LIMITS "nnnnp"
@@ -409,6 +469,8 @@ static PyMethodDef methods[] = {
     {"lease", lease, METH_VARARGS, NULL},
     {"map_window", map_window, METH_VARARGS, NULL},
     {"windows", windows, METH_NOARGS, NULL},
+    {"wait_for_event", wait_for_event, METH_VARARGS, NULL},
+    {"tell_event", tell_event, METH_O, NULL},
     {"locate", locate, METH_O, NULL},
     {"was_written", was_written, METH_O, NULL},
     {"set_handler", set_handler, METH_O, NULL},
