@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -19,21 +19,55 @@ from xshm.errors import FormatError
 Mode = Literal["r", "r+"]
 
 
-class Container:
-    """What a container says of itself. It holds no descriptor, and no memory of the container.
+class Contents:
+    """What a container says of itself.
+
+    Attributes
+    ----------
+    preamble : Preamble
+    header : dict
+        Decoded from JSON; its buffers are checked, the rest is not.
+    """
+
+    def __init__(self, start: preamble.Preamble, header: headers.Header) -> None:
+        self.preamble, self.header = start, header
+
+    @property
+    def buffers(self) -> list[list[int]]:
+        """Offset from the start of the data, and size, of each buffer, in bytes."""
+        return self.header["buffers"]  # type: ignore[no-any-return]
+
+    def sizes(self) -> list[int]:
+        """Bytes of each buffer."""
+        return [nbytes for _, nbytes in self.buffers]
+
+    def offset_of(self, number: int) -> int:
+        """Where a buffer starts, from the start of the container.
+
+        Raises
+        ------
+        FormatError
+            There is no buffer of that number.
+        """
+        if type(number) is not int or not 0 <= number < len(self.buffers):
+            raise FormatError(
+                f"expected the number of one of {len(self.buffers)} buffers, found {number!r}"
+            )
+        return self.preamble.data_offset + int(self.buffers[number][0])
+
+
+class Container(Contents):
+    """The contents of a container's file. It holds no descriptor, and no memory of the file.
 
     Attributes
     ----------
     handle : ContainerHandle
-    preamble : Preamble
-    header : dict
-        Decoded from JSON; its buffers are checked, the rest is not.
     inode : int
         Of its file.
     """
 
     def __init__(self, handle: ContainerHandle, file: int) -> None:
-        self.preamble, self.header = read(file)
+        super().__init__(*read(file))
         self.handle = handle._replace(generation=self.preamble.generation)
         self.inode = os.fstat(file).st_ino
 
@@ -48,29 +82,6 @@ class Container:
         """The container that a handle stands for, and no other; see :func:`opened`."""
         with opened(handle) as (container, _):
             return container
-
-    @property
-    def buffers(self) -> list[list[int]]:
-        """Offset from the start of the data, and size, of each buffer, in bytes."""
-        return self.header["buffers"]  # type: ignore[no-any-return]
-
-    def sizes(self) -> list[int]:
-        """Bytes of each buffer."""
-        return [nbytes for _, nbytes in self.buffers]
-
-    def offset_of(self, number: int) -> int:
-        """Where a buffer starts, from the start of the file.
-
-        Raises
-        ------
-        FormatError
-            There is no buffer of that number.
-        """
-        if type(number) is not int or not 0 <= number < len(self.buffers):
-            raise FormatError(
-                f"expected the number of one of {len(self.buffers)} buffers, found {number!r}"
-            )
-        return self.preamble.data_offset + int(self.buffers[number][0])
 
 
 class MappedContainer:
@@ -163,8 +174,26 @@ def read(file: int) -> tuple[preamble.Preamble, headers.Header]:
     ------
     FormatError
     """
-    packed = os.pread(file, preamble.NBYTES, 0)
-    start = preamble.Preamble.unpack(packed, os.fstat(file).st_size)
-    packed_header = os.pread(file, start.header_nbytes, start.header_offset)
+    return parse(lambda nbytes, offset: os.pread(file, nbytes, offset), os.fstat(file).st_size)
+
+
+def parse(
+    read: Callable[[int, int], bytes], nbytes: int
+) -> tuple[preamble.Preamble, headers.Header]:
+    """The preamble and the header of a container of `nbytes` bytes, checked.
+
+    Parameters
+    ----------
+    read : callable
+        Gives so many bytes from an offset on.
+    nbytes : int
+
+    Raises
+    ------
+    FormatError
+    """
+    packed = read(preamble.NBYTES, 0)
+    start = preamble.Preamble.unpack(packed, nbytes)
+    packed_header = read(start.header_nbytes, start.header_offset)
     preamble.check(packed, packed_header)
     return start, headers.unpack(packed_header, start.nbytes - start.data_offset)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 
 from xshm import process
 from xshm.codecs.buffers import Buffers
-from xshm.container import header as headers
-from xshm.container import names, preamble
+from xshm.container import names
 from xshm.container.handle import ContainerHandle
+from xshm.container.header import Header
+from xshm.container.plan import Plan
 from xshm.container.room import reserve
 from xshm.container.writing import write_buffers
 from xshm.directory import configured
@@ -47,21 +47,14 @@ class Draft:
     before anybody maps it to write to it.
     """
 
-    def __init__(self, header: headers.Header, buffers: Buffers) -> None:
-        placed, data_nbytes = headers.place(buffers.sizes())
-        packed = headers.pack({**header, "buffers": placed})
-        data_offset = headers.aligned(preamble.NBYTES + len(packed))
-        generation = secrets.token_hex(16)
-        start = preamble.Preamble(
-            generation, preamble.NBYTES, len(packed), data_offset, data_offset + data_nbytes
-        )
+    def __init__(self, header: Header, buffers: Buffers) -> None:
+        plan = Plan.of(header, buffers)
         self.process = process.hold(self)
-        self.nbytes = start.nbytes
-        self.offsets = [data_offset + offset for offset, _ in placed]
+        self.nbytes, self.offsets = plan.nbytes, plan.offsets
         here = self.process.directory
         self.path = self.process.new_draft()
         self.handle = ContainerHandle(
-            str(self.path.relative_to(here.path)), generation, here.domain, writable=True
+            str(self.path.relative_to(here.path)), plan.generation, here.domain, writable=True
         )
         with contextlib.ExitStack() as undo:
             undo.callback(self.discard)
@@ -69,8 +62,7 @@ class Draft:
             undo.callback(os.close, file)
             reserve(here, file, 0, self.nbytes)
             write_buffers(file, buffers, self.offsets)
-            os.pwrite(file, packed, start.header_offset)
-            os.pwrite(file, start.pack(packed), 0)
+            os.pwrite(file, plan.start, 0)
             undo.pop_all()
             os.close(file)
 

@@ -16,6 +16,7 @@ from xshm.codecs import arrays, indexes, scalars
 from xshm.container.container import MappedContainer
 from xshm.container.handle import ContainerHandle
 from xshm.container.header import Header
+from xshm.container.image import Image
 from xshm.errors import FormatError, UnsupportedError
 from xshm.labelled.adapter import ContainerArray
 
@@ -92,15 +93,17 @@ class Decoder:
 
     Parameters
     ----------
-    mapped : MappedContainer
+    mapped : MappedContainer or Image
+        Of an image everything is decoded at once, into ordinary arrays.
     variable : type, optional
         Of the variables that are made, but for those of indexes.
     """
 
-    def __init__(self, mapped: MappedContainer, variable: type[xr.Variable] = xr.Variable) -> None:
+    def __init__(
+        self, mapped: MappedContainer | Image, variable: type[xr.Variable] = xr.Variable
+    ) -> None:
         self._mapped = mapped
         self._header = mapped.container.header
-        self._handle = mapped.container.handle
         self._sizes = mapped.container.sizes()
         self._new_variable = variable
 
@@ -141,8 +144,9 @@ class Decoder:
                 with reading(f"group {path!r}"):
                     return self._dataset(group, drop)
         paths = reprlib.repr([group["path"] for group in groups_of(self._header)])
-        if path == "/" and self._header.get("kind") == "ndarray":
-            name = self._handle.name
+        mapped, kind = self._mapped, self._header.get("kind")
+        if path == "/" and kind == "ndarray" and isinstance(mapped, MappedContainer):
+            name = mapped.container.handle.name
             raise UnsupportedError(
                 f"expected a container of labelled arrays, found a plain array in {name!r}: open "
                 f"it with xshm.open({name!r})"
@@ -239,20 +243,20 @@ class Decoder:
         return self._new_variable(dims, data, attrs, encoding, fastpath=is_numpy)
 
     def _data(self, spec: Header) -> Any:
-        layout = arrays.layout(spec)
+        mapped, layout = self._mapped, arrays.layout(spec)
         if layout is not None:
             arrays.check(spec, self._sizes)
             if layout.buffer is None or 0 in layout.shape:
                 return np.empty(layout.shape, layout.dtype)
-            return ContainerArray(
-                self._mapped.array(
-                    layout.buffer, layout.offset, layout.shape, layout.strides, layout.dtype
-                )
+            array = mapped.array(
+                layout.buffer, layout.offset, layout.shape, layout.strides, layout.dtype
             )
+            return ContainerArray(array) if isinstance(mapped, MappedContainer) else array
         shape, dtype = arrays.shape_and_dtype(spec)
-        if isinstance(dtype, np.dtype):
-            return ContainerArray(EncodedArray(self._handle, spec, shape, dtype, self._mapped))
-        data = arrays.decode(spec, self._mapped)
+        if isinstance(dtype, np.dtype) and isinstance(mapped, MappedContainer):
+            handle = mapped.container.handle
+            return ContainerArray(EncodedArray(handle, spec, shape, dtype, mapped))
+        data = arrays.decode(spec, mapped)
         # Of the array of times in a zone xarray makes objects, of an index it does not.
         return pd.Index(data, copy=False) if isinstance(data.dtype, pd.DatetimeTZDtype) else data
 
