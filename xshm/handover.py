@@ -4,11 +4,12 @@ Notes
 -----
 Who keeps what alive:
 
-- the sender's array only until :class:`Outbox` has sent it: from then on the token, a hard
-  link, keeps the file, and with it the bytes;
+- the sender's array only until it has been sent: from then on the token, a hard link, keeps
+  the file, and with it the bytes;
 - from :func:`receive` on, the receiver's mapping, locked: the token is used up;
-- a token that nobody takes, its outbox: withdrawn at once if the connection was aborted,
-  after ``xshm.grace`` if it was closed in order, and when the process ends.
+- a token that nobody takes, the outbox of its connection: withdrawn at once if that was
+  aborted, after ``xshm.grace`` if it was closed in order, and when the process ends. A
+  message, which has no outbox, stays until its process ends, and for ``xshm.grace`` then.
 """
 
 from __future__ import annotations
@@ -35,6 +36,57 @@ counters: Counter[str] = Counter()
 _PROBE_AT = 256  # tokens of one outbox before it is asked which have been taken
 
 
+def share(buffer: Buffer, token: str) -> Handle | None:
+    """Send bytes that lie in a segment, or in a clean lease, without a copy.
+
+    Parameters
+    ----------
+    buffer : buffer
+    token : str
+        A new name of this process's.
+
+    Returns
+    -------
+    Handle or None
+        None if they lie in neither, or were written to since they were handed out.
+    """
+    place = _core.share(buffer, token)
+    return None if place is None else _sent(token, place, memoryview(buffer).nbytes)
+
+
+def copy(buffer: Buffer, token: str) -> Handle | None:
+    """Send bytes by copying them into a segment.
+
+    Parameters
+    ----------
+    buffer : buffer
+    token : str
+        A new name of this process's.
+
+    Returns
+    -------
+    Handle or None
+        None if there is no room: send them as ordinary bytes.
+    """
+    nbytes = memoryview(buffer).nbytes
+    if nbytes == 0:
+        return None
+    try:
+        place = _core.copy_in(buffer, token)
+    except OSError as error:  # no room, no mapping or no descriptor left
+        _say_refused(process.current(), error)
+        return None
+    counters["bytes_copied_in"] += nbytes
+    return _sent(token, place, nbytes)
+
+
+def _sent(token: str, place: tuple[str, int], nbytes: int) -> Handle:
+    counters["handles_sent"] += 1
+    counters["bytes_sent_by_handle"] += nbytes
+    sweep()
+    return Handle(token, *place, nbytes)
+
+
 class Outbox:
     """The tokens of one connection that may not have been taken yet."""
 
@@ -43,48 +95,20 @@ class Outbox:
         self._probe_at = _PROBE_AT
 
     def share(self, buffer: Buffer) -> Handle | None:
-        """Send bytes that lie in a segment, or in a clean lease, without a copy.
-
-        Returns
-        -------
-        Handle or None
-            None if they lie in neither, or were written to since they were handed out.
-        """
-        me = process.current()
-        token = me.new_token()
-        place = _core.share(buffer, token)
-        return None if place is None else self._sent(token, place, memoryview(buffer).nbytes)
+        """As the function of that name."""
+        return self._remembered(share(buffer, process.current().new_token()))
 
     def copy(self, buffer: Buffer) -> Handle | None:
-        """Send bytes by copying them into a segment.
+        """As the function of that name."""
+        return self._remembered(copy(buffer, process.current().new_token()))
 
-        Returns
-        -------
-        Handle or None
-            None if there is no room: send them as ordinary bytes.
-        """
-        nbytes = memoryview(buffer).nbytes
-        if nbytes == 0:
-            return None
-        me = process.current()
-        token = me.new_token()
-        try:
-            place = _core.copy_in(buffer, token)
-        except OSError as error:  # no room, no mapping or no descriptor left
-            _say_refused(me, error)
-            return None
-        counters["bytes_copied_in"] += nbytes
-        return self._sent(token, place, nbytes)
-
-    def _sent(self, token: str, place: tuple[str, int], nbytes: int) -> Handle:
-        self._tokens.add(token)
-        if len(self._tokens) >= self._probe_at:
-            self._tokens = set(filter(process.current().exists, self._tokens))
-            self._probe_at = max(_PROBE_AT, 2 * len(self._tokens))
-        counters["handles_sent"] += 1
-        counters["bytes_sent_by_handle"] += nbytes
-        sweep()
-        return Handle(token, *place, nbytes)
+    def _remembered(self, handle: Handle | None) -> Handle | None:
+        if handle is not None:
+            self._tokens.add(handle.token)
+            if len(self._tokens) >= self._probe_at:
+                self._tokens = set(filter(process.current().exists, self._tokens))
+                self._probe_at = max(_PROBE_AT, 2 * len(self._tokens))
+        return handle
 
     def withdraw(self) -> None:
         """The connection was aborted: nobody is to take what was sent over it."""

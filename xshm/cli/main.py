@@ -152,7 +152,8 @@ def _gc(chosen: argparse.Namespace) -> int:
 def _df(chosen: argparse.Namespace) -> int:
     usage = measure(configured())
     size, used, free = (format_bytes(usage[key]) for key in ("size", "used", "free"))
-    kinds = [[kind, *_count(usage[kind])] for kind in ("containers", "arrays", "segments", "drafts")]
+    everything = ("containers", "arrays", "segments", "drafts")
+    kinds = [[kind, *_count(usage[kind])] for kind in everything]
     processes = [
         [
             one["id"],

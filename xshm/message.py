@@ -1,0 +1,67 @@
+"""Arrays in messages: pickled as handles, which are read once.
+
+A message goes to a queue, a pipe, or a task of a pool. Nobody tells whether it will be read,
+or when: so its token stays as long as its sender lives, and for ``xshm.grace`` after that.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import numpy as np
+
+from xshm import allocation, config, process
+from xshm.errors import LostHandleError
+from xshm.handle import Handle
+from xshm.handover import copy, receive, share
+from xshm.views import span_to_send
+from xshm.whereabouts import bytes_spanned
+
+Array = np.ndarray[Any, Any]
+
+
+def reduce_array(x: Array) -> Any:
+    """What is pickled of an array: a handle if it is large, else its bytes as ever.
+
+    Notes
+    -----
+    What arrives is writable, and nobody else sees what is written to it, as with any pickle.
+    """
+    if x.nbytes >= config.get_bytes("threshold") and not _has_pointers(x.dtype):
+        span = bytes_spanned(x) if _is_contiguous(x) else span_to_send(x)
+        if span is None:
+            with allocation.allocator():  # in a segment, so that it is not copied once more
+                x = x.copy(order="K")
+            span = bytes_spanned(x)
+        me = process.current()
+        handle = share(span, me.new_message()) or copy(span, me.new_message())
+        if handle is not None:
+            return _take, (handle, me.directory.domain, x.shape, x.dtype, x.strides)
+    return x.__reduce__()
+
+
+def _take(
+    handle: Handle,
+    domain: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    strides: tuple[int, ...],
+) -> Array:
+    here = process.current().directory
+    if here.domain != domain:
+        raise LostHandleError(
+            errno.ENOENT,
+            f"expected an array from the directory of this process, {here.path}, found one from "
+            "another: both processes need the same xshm.directory (the environment variable "
+            "DASK_XSHM__DIRECTORY reaches every child)",
+        )
+    return np.ndarray(shape, dtype, receive(handle), strides=strides)
+
+
+def _is_contiguous(x: Array) -> bool:
+    return x.flags.c_contiguous or x.flags.f_contiguous
+
+
+def _has_pointers(dtype: np.dtype[Any]) -> bool:
+    return dtype.hasobject or dtype.kind == "T"  # strings of any length lie on a heap

@@ -1,0 +1,84 @@
+"""Large arrays cross queues, pipes and pools as handles, from the import of this on.
+
+::
+
+    import xshm.multiprocessing
+
+With it, NumPy arrays of ``xshm.threshold`` bytes and more (default 1 MiB), wherever they sit
+in what is sent (a Dataset, a DataFrame, a dict, an object of your own), need no pickling and
+no copying through a pipe: by ``multiprocessing``'s ``Queue``, ``SimpleQueue``, ``Pipe``,
+``Pool`` and ``Manager``, and by ``concurrent.futures.ProcessPoolExecutor``, in both
+directions and with every start method. Arrays that this thread makes are born in shared
+memory (as after :func:`xshm.enable`), so that these are not copied at all.
+
+What arrives is writable, and is the receiver's own: nobody else sees what is written to it.
+
+Notes
+-----
+``multiprocessing`` pickles with its ``ForkingPickler``, where reducers for types can be
+registered. It is used for two:
+
+- ``numpy.ndarray``: see :mod:`xshm.message`;
+- ``Connection``, the end of a pipe. Every queue, pool and manager passes some to its processes,
+  before anything else. A process that is given one by a process where this is switched on has
+  it switched on too, so that its answers are handles as well.
+"""
+
+from __future__ import annotations
+
+import sys
+from multiprocessing import connection, util
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import numpy as np
+
+from xshm import allocation
+from xshm.message import reduce_array
+
+_enabled = False
+_reduce_connection_as_ever: Any = connection.reduce_connection  # type: ignore[attr-defined]
+
+
+def enable() -> None:
+    """Send large arrays as handles, from here on; importing this module does it.
+
+    Raises
+    ------
+    DirectoryError
+        The directory that the configuration names cannot be used.
+    """
+    global _enabled
+    allocation.enable()
+    ForkingPickler.register(np.ndarray, reduce_array)
+    ForkingPickler.register(connection.Connection, _reduce_connection)
+    _enabled = True
+
+
+def disable() -> None:
+    """Send arrays as ``multiprocessing`` does by itself; children that exist stay as they are."""
+    global _enabled
+    allocation.disable()
+    ForkingPickler.register(np.ndarray, np.ndarray.__reduce__)
+    ForkingPickler.register(connection.Connection, _reduce_connection_as_ever)
+    _enabled = False
+
+
+def _reduce_connection(end: connection.Connection) -> Any:
+    return _rebuild, _reduce_connection_as_ever(end)
+
+
+def _rebuild(function: Any, arguments: Any) -> Any:
+    # To find this function, the other process has imported this module: it is switched on.
+    return function(*arguments)
+
+
+def _enable_in_child(module: Any) -> None:
+    # Forked: what is registered is there. But the child is not in the directory yet, and NumPy
+    # has another allocator if it was not forked by the thread that has ours.
+    if _enabled:
+        allocation.enable()
+
+
+enable()
+util.register_after_fork(sys.modules[__name__], _enable_in_child)
