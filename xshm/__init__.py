@@ -19,6 +19,7 @@ if not hasattr(_core, "HANDLER"):  # the folder of its sources, which Python tak
     raise ImportError("the C core of xshm is not built here: pip install -e . builds it in place")
 
 from xshm.allocation import allocator, disable, enable, trim
+from xshm.asarray import asarray
 from xshm.errors import (
     ChannelNotFoundError,
     ClosedError,
@@ -32,6 +33,7 @@ from xshm.errors import (
     LockError,
     LostHandleError,
     NoRoomError,
+    SharedMemoryNotFoundError,
     UnsupportedError,
     WriterError,
     XshmError,
@@ -60,10 +62,12 @@ __all__ = [
     "LostHandleError",
     "NoRoomError",
     "SharedDataset",
+    "SharedMemoryNotFoundError",
     "UnsupportedError",
     "WriterError",
     "XshmError",
     "allocator",
+    "asarray",
     "disable",
     "enable",
     "is_shared",

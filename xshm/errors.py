@@ -65,3 +65,7 @@ class WriterError(XshmError, RuntimeError):
 
 class ChannelNotFoundError(XshmError, FileNotFoundError):
     """A channel was removed since it was opened."""
+
+
+class SharedMemoryNotFoundError(XshmError, FileNotFoundError):
+    """There is no ``multiprocessing`` ``SharedMemory`` of that name."""
