@@ -51,6 +51,10 @@ class Process:
             undo.callback(os.close, self.segments_descriptor)
             _core.open_pool(self.segments_descriptor, self.id, *_limits(directory))
             undo.callback(_core.close_pool)
+            _core.prepare_farewell(
+                self.segments_descriptor, self.id, str(directory.processes / self.id)
+            )
+            undo.callback(_core.cancel_farewell)
             janitor.clean(directory)
             undo.pop_all()
 
@@ -100,6 +104,7 @@ class Process:
 
     def forget(self) -> None:
         """Close the descriptors, and leave the files: in a child they are its parent's."""
+        _core.cancel_farewell()
         os.close(self._lock_descriptor)
         os.close(self.segments_descriptor)
 

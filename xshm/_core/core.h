@@ -5,6 +5,7 @@
  *   idle.c       segments without an array: the free ones, and those that wait for others
  *   pool.c       all segments of this process: their life, hand-over, fork
  *   window.c     a part of any file of the directory, mapped for as long as somebody looks at it
+ *   farewell.c   leaving the directory when a signal ends the process
  *   futex.c      waiting for a word of shared memory to change
  *   allocator.c  NumPy's allocation routines (NEP 49), on top of the pool
  *   module.c     what Python sees
@@ -136,5 +137,9 @@ void window_unmap(window *w);
 /* ---- futex.c: each returns 0 or -errno ---- */
 int futex_wait(const uint32_t *word, uint32_t seen, double seconds);
 int futex_wake(uint32_t *word);
+
+/* ---- farewell.c: returns 0 or -errno ---- */
+int farewell_prepare(int directory, const char *owner, const char *process_file);
+void farewell_cancel(void);
 
 #endif

@@ -457,6 +457,33 @@ get_handler(PyObject *module, PyObject *none)
     return allocator_get_handler();
 }
 
+/* ---- leaving when a signal comes ---- */
+
+static PyObject *
+prepare_farewell(PyObject *module, PyObject *args)
+{
+    (void)module;
+    int directory;
+    const char *owner, *process_file;
+    if (!PyArg_ParseTuple(args, "iss:prepare_farewell", &directory, &owner, &process_file)) {
+        return NULL;
+    }
+    int error = farewell_prepare(directory, owner, process_file);
+    if (error != 0) {
+        return raise_errno(error, process_file);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+cancel_farewell(PyObject *module, PyObject *none)
+{
+    (void)module;
+    (void)none;
+    farewell_cancel();
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"open_pool", open_pool, METH_VARARGS, NULL},
     {"close_pool", close_pool, METH_NOARGS, NULL},
@@ -473,6 +500,8 @@ static PyMethodDef methods[] = {
     {"tell_event", tell_event, METH_O, NULL},
     {"locate", locate, METH_O, NULL},
     {"was_written", was_written, METH_O, NULL},
+    {"prepare_farewell", prepare_farewell, METH_VARARGS, NULL},
+    {"cancel_farewell", cancel_farewell, METH_NOARGS, NULL},
     {"set_handler", set_handler, METH_O, NULL},
     {"get_handler", get_handler, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
