@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 from collections.abc import Callable
@@ -286,3 +287,36 @@ def test_names_are_recognized_exactly() -> None:
     assert not module.SEGMENT_NAME.fullmatch("0123456789abcdef.1.token")
     assert module.TOKEN_NAME.fullmatch("0123456789abcdef.ffffffffffffffff.token")
     assert not module.TOKEN_NAME.fullmatch("0123456789abcdef.fffffffffffffffff.token")
+
+
+# ---- What is configured is looked at again whenever it may have changed.
+
+
+@pytest.mark.parametrize("folder", ["", "containers", "processes", "segments"])
+def test_a_folder_that_was_removed_is_made_again(folder: str) -> None:
+    path = configured().path / folder
+    shutil.rmtree(path)
+    assert configured().containers.is_dir()
+    assert path.is_dir()
+
+
+def test_a_directory_that_was_replaced_is_another_domain() -> None:
+    before = configured()
+    before.path.rename(before.path.with_name("away"))
+    after = configured()
+    assert after.path == before.path
+    assert after.domain != before.domain
+
+
+def test_a_directory_that_was_opened_to_others_is_refused() -> None:
+    path = configured().path
+    path.chmod(0o750)
+    with pytest.raises(DirectoryError, match="open to others"):
+        configured()
+
+
+def test_another_configuration_is_another_directory(tmp_path: Path) -> None:
+    before = configured()
+    with dask.config.set({"xshm.directory": str(tmp_path)}):
+        assert configured().path.parent == tmp_path
+    assert configured().path == before.path
