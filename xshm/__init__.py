@@ -38,7 +38,9 @@ from xshm.errors import (
     WriterError,
     XshmError,
 )
+from xshm.lock import Lock
 from xshm.publish import publish
+from xshm.shared_array import SharedArray
 from xshm.shared_dataset import SharedDataset, list, open, unlink
 from xshm.statistics import stats
 from xshm.whereabouts import is_shared
@@ -58,9 +60,11 @@ __all__ = [
     "FormatError",
     "HandleError",
     "LayoutError",
+    "Lock",
     "LockError",
     "LostHandleError",
     "NoRoomError",
+    "SharedArray",
     "SharedDataset",
     "SharedMemoryNotFoundError",
     "UnsupportedError",

@@ -9,13 +9,13 @@ import xarray as xr
 
 from xshm import janitor, process
 from xshm.container import draft as drafts
-from xshm.container import names
 from xshm.container.draft import Draft
 from xshm.container.handle import ContainerHandle
 from xshm.container.mapped import ArrayHandle
 from xshm.directory import configured
 from xshm.errors import UnsupportedError
 from xshm.labelled.to_container import Publishable, encode
+from xshm.names import check as check_name
 from xshm.shared_dataset import SharedDataset
 from xshm.store import check_workers, store, store_later
 from xshm.update import Region, add, write_over
@@ -88,11 +88,9 @@ def publish(
         raise ValueError(f"expected lifetime 'boot' or 'process', found {lifetime!r}")
     if region is not None and mode != "r+":
         raise ValueError(f"expected mode 'r+' with a region, found {mode!r}")
-    path = names.path_of(configured(), name)
-    if mode == "w-" and path.exists():
-        janitor.clean(configured())  # its publisher may be dead, and it was to live as long
-        if path.exists():
-            raise drafts.exists(name)
+    check_name(name, "container")
+    if mode == "w-":
+        drafts.check_is_free(name)
     if mode in ("w-", "w"):
         return _create(obj, name, mode == "w", compute, lifetime == "process")
     if lifetime != "boot":

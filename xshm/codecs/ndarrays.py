@@ -41,8 +41,17 @@ class Layout(NamedTuple):
     offset: int
 
 
-def encode(x: Array, buffers: Buffers, where: str) -> Spec:
+def encode(x: Array, buffers: Buffers, where: str, *, in_full: bool = False) -> Spec:
     """An array of a dtype of fixed size.
+
+    Parameters
+    ----------
+    x : ndarray
+    buffers : Buffers
+    where : str
+        What it is, for errors.
+    in_full : bool, optional
+        Whether every element gets bytes of its own, so that it can be written to.
 
     Raises
     ------
@@ -50,7 +59,9 @@ def encode(x: Array, buffers: Buffers, where: str) -> Spec:
         Its dtype cannot be stored.
     """
     dtype = dtypes.encode(x.dtype, where)
-    is_repeated = [n > 1 and stride == 0 for n, stride in zip(x.shape, x.strides, strict=True)]
+    is_repeated = [
+        n > 1 and stride == 0 and not in_full for n, stride in zip(x.shape, x.strides, strict=True)
+    ]
     once = x[(*(slice(1) if repeated else slice(None) for repeated in is_repeated), ...)]
     order = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
     strides = [0] * x.ndim

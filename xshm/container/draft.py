@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 
-from xshm import process
+from xshm import janitor, process
 from xshm.codecs.buffers import Buffers
 from xshm.container import names
 from xshm.container.handle import ContainerHandle
@@ -98,8 +98,26 @@ def publish(draft: ContainerHandle, name: str, *, replace: bool) -> ContainerHan
     return draft._replace(path=str(path.relative_to(here.path)), writable=False)
 
 
+def check_is_free(name: str) -> None:
+    """Before a lot is written that is to have a name: see whether it can have it.
+
+    Raises
+    ------
+    ContainerExistsError
+    ContainerNameError
+    """
+    here = configured()
+    path = names.path_of(here, name)
+    if path.exists():
+        janitor.clean(here)  # its publisher may be dead, and it was to live as long
+        if path.exists():
+            raise exists(name)
+
+
 def exists(name: str) -> ContainerExistsError:
     """The error for a name that is taken."""
     return ContainerExistsError(
-        errno.EEXIST, f"container {name!r} exists: publish with mode='w' to replace it"
+        errno.EEXIST,
+        f"container {name!r} exists: remove it first with xshm.unlink({name!r}), or replace it by "
+        "xshm.publish(..., mode='w')",
     )

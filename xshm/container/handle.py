@@ -18,7 +18,8 @@ class ContainerHandle(NamedTuple):
     Attributes
     ----------
     path : str
-        Of its file, from the user's directory: ``containers/<name>``, or that of a draft.
+        Of its file, from the user's directory: ``containers/<name>``, or that of a draft, or of
+        one that has no name.
     generation : str
         Another container may have the name by now; it is never taken for this one.
     domain : str
@@ -52,6 +53,13 @@ class ContainerHandle(NamedTuple):
                 errno.ENOENT,
                 "what was to be published is gone: a Delayed of xshm.publish can be computed "
                 "once, while the process that made it lives; call publish again",
+            )
+        if self.path.endswith(".array"):
+            return ContainerNotFoundError(
+                errno.ENOENT,
+                "the array without a name is gone: the process that pickled it has closed it, or "
+                "has ended, before this was unpickled (a pickle of it can be used once after "
+                "that, one of a slice cannot); keep it open there, or give it a name",
             )
         return ContainerNotFoundError(
             errno.ENOENT,

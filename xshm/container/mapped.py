@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -13,6 +14,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from xshm import _core
 from xshm.codecs.ndarrays import Layout
+from xshm.container import unnamed
 from xshm.container.handle import ContainerHandle
 from xshm.errors import FormatError
 from xshm.process import max_map_count
@@ -151,6 +153,10 @@ class MappedArray(np.ndarray[Any, Any]):
         array._window_offset = self._window_offset
         return array
 
+    def at_end(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call a function when nobody looks at the mapping any more, unless the process ends."""
+        weakref.finalize(self._window, function, *arguments).atexit = False
+
     def __array_finalize__(self, origin: object) -> None:
         # A copy must not keep the mapping. (One made by fancy indexing has a base, another copy.)
         if isinstance(origin, MappedArray) and lies_in_container(self):
@@ -174,7 +180,7 @@ class MappedArray(np.ndarray[Any, Any]):
             return None
         first = _address(self)
         return ArrayHandle(
-            self._container,
+            unnamed.own(self._container),
             self._window_offset + first - _address(self._window),
             self.shape,
             self.strides,

@@ -1,0 +1,143 @@
+"""Containers without a name: they live for as long as some process has them open.
+
+Each process that has one mapped has a link of its own to the file, ``segments/<id>.<n>.array``,
+which goes with the mapping, or with the process. To hand it on, the process makes another link,
+``<id>.<n>.message``, which the receiver renames to its own: in between, that one keeps the
+container, also when its sender has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing.util
+import os
+import sys
+from pathlib import Path
+
+from xshm import process
+from xshm.container.handle import ContainerHandle
+from xshm.directory import configured
+
+#: The links of this process, by the path in the handles that its arrays have. After a fork
+#: these are the parent's, and the links are the child's.
+_links: dict[str, Path] = {}
+
+#: Links for a child that is just being forked, by the same paths.
+_for_child: dict[str, Path] = {}
+
+
+def is_unnamed(container: ContainerHandle) -> bool:
+    """Whether a container has no name."""
+    return container.path.endswith(".array")
+
+
+def keep(draft: ContainerHandle) -> ContainerHandle:
+    """Make a draft a container of this process's, until :func:`drop`."""
+    here = configured()
+    return _linked(draft, here.path / draft.path)
+
+
+def send(container: ContainerHandle) -> str:
+    """Keep a container for somebody who will receive it.
+
+    Returns
+    -------
+    str
+        The name of the message, good for one receiver.
+
+    Raises
+    ------
+    ContainerNotFoundError
+        Somebody removed this process's link.
+    """
+    me = process.current()
+    message = me.new_message()
+    try:
+        os.link(me.directory.path / own(container).path, me.directory.segments / message)
+    except FileNotFoundError as error:
+        raise container.not_found() from error
+    return message
+
+
+def receive(message: str, container: ContainerHandle) -> ContainerHandle:
+    """Make a container that was sent this process's, too, until :func:`drop`.
+
+    Parameters
+    ----------
+    message : str
+    container : ContainerHandle
+        As the sender has it: while that has it open, a message can be received again.
+
+    Raises
+    ------
+    ContainerNotFoundError
+        The message was received before, and the sender has closed the container or ended.
+    """
+    here = configured()
+    with contextlib.suppress(FileNotFoundError):
+        return _linked(container, here.segments / message)
+    os.close(container.open_file())
+    again = here.segments / process.current().new_message()
+    try:
+        os.link(here.path / container.path, again)
+    except FileNotFoundError as error:
+        raise container.not_found() from error
+    return _linked(container, again)
+
+
+def _linked(container: ContainerHandle, file: Path) -> ContainerHandle:
+    process.keep_open()
+    link = process.current().new_array()
+    os.rename(file, link)
+    path = str(link.relative_to(configured().path))
+    _links[path] = link
+    return container._replace(path=path)
+
+
+def own(container: ContainerHandle) -> ContainerHandle:
+    """The handle by which others find a container while this process has it open."""
+    link = _links.get(container.path)
+    if link is None:
+        return container
+    return container._replace(path=f"{link.parent.name}/{link.name}")
+
+
+def drop(container: ContainerHandle) -> None:
+    """This process has a container open no longer."""
+    link = _links.pop(container.path, None)
+    if link is not None:
+        link.unlink(missing_ok=True)
+
+
+def _before_fork() -> None:
+    # By now, since the parent may end before the child runs.
+    if _links:
+        me = process.current()
+        for path, link in [*_links.items()]:
+            # No room for it: the child has the array, and cannot hand it on.
+            with contextlib.suppress(OSError):
+                message = me.directory.segments / me.new_message()
+                os.link(link, message)
+                _for_child[path] = message
+
+
+def _in_child() -> None:
+    _links.clear()
+    if _for_child:
+        process.keep_open()
+        me = process.current()
+        for path, message in _for_child.items():
+            link = me.new_array()
+            os.rename(message, link)
+            _links[path] = link
+        _for_child.clear()
+
+
+def _end_in_order(_: object) -> None:
+    # Children of multiprocessing forget, after the fork, what is to be done at their end.
+    if _links:
+        multiprocessing.util.Finalize(None, process.close, exitpriority=0)
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_for_child.clear, after_in_child=_in_child)
+multiprocessing.util.register_after_fork(sys.modules[__name__], _end_in_order)

@@ -1,0 +1,40 @@
+"""What is freed with a ``SharedMemoryManager`` of :mod:`multiprocessing`."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from multiprocessing.managers import SharedMemoryManager
+from multiprocessing.util import Finalize
+
+_stacks: weakref.WeakKeyDictionary[SharedMemoryManager, contextlib.ExitStack] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def freed_with(manager: SharedMemoryManager) -> contextlib.ExitStack:
+    """What is left when a manager is shut down, or gone, or this process ends.
+
+    Raises
+    ------
+    ValueError
+        The manager is not running.
+    """
+    if manager not in _stacks:
+        shutdown = getattr(manager, "shutdown", None)
+        if shutdown is None or not shutdown.still_active():
+            raise ValueError(
+                "expected a SharedMemoryManager that is running, found one that is not: call its "
+                "start(), or use it as the context manager of a block"
+            )
+        stack = contextlib.ExitStack()
+        # It does nothing in a child that inherited the manager by fork.
+        free = Finalize(manager, stack.close, exitpriority=0)
+
+        def free_and_shut_down() -> None:
+            free()
+            shutdown()
+
+        manager.shutdown = free_and_shut_down  # type: ignore[assignment]
+        _stacks[manager] = stack
+    return _stacks[manager]
