@@ -385,7 +385,6 @@ def _place_of(container: Container) -> ArrayHandle:
         if kind == "ndarray":
             spec = container.header["array"]
             kind, layout = f"array of kind {spec['kind']!r}", arrays.layout(spec)
-            arrays.check(spec, container.sizes())
         elif kind not in ("dataset", "dataarray", "datatree"):
             raise malformed("a container of a known kind", kind)
     if layout is None:
@@ -394,8 +393,13 @@ def _place_of(container: Container) -> ArrayHandle:
             f"expected {name!r} to be an array of a dtype of fixed size, found a container of a "
             f"{kind}: open it with xshm.open({name!r})"
         )
-    offsets = [*map(container.offset_of, range(len(container.buffers)))]
-    return ArrayHandle.of(container.handle, layout, offsets)
+    dtype, shape, strides, number, offset = layout
+    nbytes = 0
+    if number is not None:
+        offset += container.offset_of(number)
+        nbytes = container.sizes()[number]
+    ndarrays.check(layout, nbytes)
+    return ArrayHandle(container.handle, offset, shape, strides, dtype)
 
 
 def _make(

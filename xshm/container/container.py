@@ -146,7 +146,9 @@ def opened(which: str | ContainerHandle, mode: Mode = "r") -> Iterator[tuple[Con
     here = configured()
     if not isinstance(which, ContainerHandle):
         path = names.path_of(here, which)
-        which = ContainerHandle(str(path.relative_to(here.path)), "", here.domain, mode == "r+")
+        which = ContainerHandle(
+            f"{here.containers.name}/{path.name}", "", here.domain, mode == "r+"
+        )
         file = names.open_file(path, write=mode == "r+")
     else:
         file = which.open_file()

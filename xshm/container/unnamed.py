@@ -12,7 +12,6 @@ import contextlib
 import multiprocessing.util
 import os
 import sys
-from pathlib import Path
 
 from xshm import process
 from xshm.container.handle import ContainerHandle
@@ -20,10 +19,10 @@ from xshm.directory import configured
 
 #: The links of this process, by the path in the handles that its arrays have. After a fork
 #: these are the parent's, and the links are the child's.
-_links: dict[str, Path] = {}
+_links: dict[str, str] = {}
 
 #: Links for a child that is just being forked, by the same paths.
-_for_child: dict[str, Path] = {}
+_for_child: dict[str, str] = {}
 
 
 def is_unnamed(container: ContainerHandle) -> bool:
@@ -33,8 +32,7 @@ def is_unnamed(container: ContainerHandle) -> bool:
 
 def keep(draft: ContainerHandle) -> ContainerHandle:
     """Make a draft a container of this process's, until :func:`drop`."""
-    here = configured()
-    return _linked(draft, here.path / draft.path)
+    return _linked(draft, f"{configured().path}/{draft.path}")
 
 
 def send(container: ContainerHandle) -> str:
@@ -53,7 +51,7 @@ def send(container: ContainerHandle) -> str:
     me = process.current()
     message = me.new_message()
     try:
-        os.link(me.directory.path / own(container).path, me.directory.segments / message)
+        os.link(f"{me.directory.path}/{own(container).path}", f"{me.directory.segments}/{message}")
     except FileNotFoundError as error:
         raise container.not_found() from error
     return message
@@ -75,38 +73,42 @@ def receive(message: str, container: ContainerHandle) -> ContainerHandle:
     """
     here = configured()
     with contextlib.suppress(FileNotFoundError):
-        return _linked(container, here.segments / message)
+        return _linked(container, f"{here.segments}/{message}")
     os.close(container.open_file())
-    again = here.segments / process.current().new_message()
+    again = f"{here.segments}/{process.current().new_message()}"
     try:
-        os.link(here.path / container.path, again)
+        os.link(f"{here.path}/{container.path}", again)
     except FileNotFoundError as error:
         raise container.not_found() from error
     return _linked(container, again)
 
 
-def _linked(container: ContainerHandle, file: Path) -> ContainerHandle:
+def _linked(container: ContainerHandle, file: str) -> ContainerHandle:
     process.keep_open()
-    link = process.current().new_array()
+    link = str(process.current().new_array())
     os.rename(file, link)
-    path = str(link.relative_to(configured().path))
+    path = _path_of(link)
     _links[path] = link
     return container._replace(path=path)
+
+
+def _path_of(link: str) -> str:
+    """What a handle says of a link: its path from the user's directory."""
+    return "/".join(link.rsplit("/", 2)[-2:])
 
 
 def own(container: ContainerHandle) -> ContainerHandle:
     """The handle by which others find a container while this process has it open."""
     link = _links.get(container.path)
-    if link is None:
-        return container
-    return container._replace(path=f"{link.parent.name}/{link.name}")
+    return container if link is None else container._replace(path=_path_of(link))
 
 
 def drop(container: ContainerHandle) -> None:
     """This process has a container open no longer."""
     link = _links.pop(container.path, None)
     if link is not None:
-        link.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(link)
 
 
 def _before_fork() -> None:
@@ -116,7 +118,7 @@ def _before_fork() -> None:
         for path, link in [*_links.items()]:
             # No room for it: the child has the array, and cannot hand it on.
             with contextlib.suppress(OSError):
-                message = me.directory.segments / me.new_message()
+                message = f"{me.directory.segments}/{me.new_message()}"
                 os.link(link, message)
                 _for_child[path] = message
 
@@ -127,7 +129,7 @@ def _in_child() -> None:
         process.keep_open()
         me = process.current()
         for path, message in _for_child.items():
-            link = me.new_array()
+            link = str(me.new_array())
             os.rename(message, link)
             _links[path] = link
         _for_child.clear()
