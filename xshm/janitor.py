@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from xshm import config
+from xshm import config, lock_file
 from xshm.directory import PROCESS_ID, Directory
 
 logger = logging.getLogger(__name__)
@@ -91,6 +91,7 @@ def clean(directory: Directory) -> list[str]:
         left.remove(directory)
         if left.files:
             dead.append(left.process)
+    lock_file.remove_free(directory)
     if dead:
         logger.debug("removed what %d dead processes left in %s", len(dead), directory.path)
     return dead

@@ -2,46 +2,57 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 import time
-import weakref
-from typing import Self
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
 
-from xshm.container.handle import ContainerHandle
-from xshm.errors import XshmError
+from xshm import names
+from xshm.directory import configured
+from xshm.errors import LockError
+from xshm.lock_file import LockFile
 
-_LONGEST_PAUSE = 0.01  # seconds between two tries, where a time is set
+
+class _Hold(NamedTuple):
+    """What a thread has of a lock."""
+
+    file: LockFile
+    exclusive: bool
+    taken: list[bool]
+    """For each time that it was taken and not released: whether exclusively."""
 
 
-class ContainerLock:
-    """The lock of a container: one process, and one of its threads, holds it at a time.
+class _Holds(threading.local):
+    """What this thread holds."""
 
-    It guards nothing by itself: those who write to a container opened with ``mode="r+"`` agree
-    to take it. It goes to another process by pickle, in a task of a pool as well.
+    def __init__(self) -> None:
+        self.by_path: dict[Path, _Hold] = {}
 
-    Parameters
-    ----------
-    container : ContainerHandle
 
-    Examples
-    --------
-    >>> import numpy as np, xshm
-    >>> with xshm.publish(np.zeros(3), "counts") as shared, shared.lock:
-    ...     shared.open("r+")[:] += 1
+_holds = _Holds()
 
-    Notes
-    -----
-    It is ``flock`` on the container's file: the kernel takes it back when its holder ends,
-    however that happens. A child forked while it is held does not hold it.
-    """
 
-    def __init__(self, container: ContainerHandle) -> None:
-        self._container = container._replace(writable=True)
-        self._in_process = threading.Lock()
-        self._file = -1
-        self._holder = 0  # the thread that has it
+class _Side:
+    """What readers and writers do with a lock."""
+
+    _exclusive: ClassVar[bool]
+
+    def __init__(self, name: str, *, reentrant: bool = False) -> None:
+        self._path = configured().locks / names.check(name, "lock")
+        self._reentrant = reentrant
+
+    @classmethod
+    def _of(cls, name: str, reentrant: bool) -> Self:
+        return cls(name, reentrant=reentrant)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._of, (self.name, self._reentrant)
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self._path.name
 
     def acquire(self, timeout: float | None = None) -> bool:
         """Take the lock.
@@ -49,7 +60,7 @@ class ContainerLock:
         Parameters
         ----------
         timeout : float, optional
-            Seconds to wait at most; without it, for as long as it takes.
+            Seconds to wait at most, 0 to try once; without it, for as long as it takes.
 
         Returns
         -------
@@ -58,55 +69,72 @@ class ContainerLock:
 
         Raises
         ------
-        ContainerNotFoundError
-            The container was removed or replaced.
-        XshmError
-            This thread holds it already.
+        LockError
+            This thread has it already, and it is not reentrant; or has it as a reader only, and
+            would wait for itself.
+        NoRoomError
+            The directory has no room for another file.
+
+        Notes
+        -----
+        Without a timeout the kernel wakes who waits. With one, the lock is tried at intervals
+        of up to 10 ms. A try may also fail when somebody who had the lock is just giving it back.
         """
-        if self._file >= 0 and self._holder == threading.get_ident():
-            raise XshmError(
-                "expected a lock that this thread does not hold, found one that it does: it "
-                "cannot be taken twice"
-            )
+        hold = _holds.by_path.get(self._path)
+        if hold is not None:
+            self._check_again(hold)
+            hold.taken.append(self._exclusive)
+            return True
         until = None if timeout is None else time.monotonic() + timeout
-        if not self._in_process.acquire(timeout=-1 if timeout is None else max(timeout, 0)):
-            return False
-        try:
-            file = self._container.open_file()
+        while True:
+            file = LockFile(self._path)
             try:
-                if _flock(file, until):
-                    os.close(self._container.open_file())  # it is not replaced by now
-                    self._file, self._holder = file, threading.get_ident()
-                    _held.add(self)
+                if not file.take(self._exclusive, until):
+                    return False
+                if file.is_current():
+                    _holds.by_path[self._path] = _Hold(file, self._exclusive, [self._exclusive])
                     return True
             finally:
-                if self._file != file:
-                    os.close(file)
-        finally:
-            if self._file < 0:
-                self._in_process.release()
-        return False
+                if self._path not in _holds.by_path:
+                    file.close()
+
+    def _check_again(self, hold: _Hold) -> None:
+        if not self._reentrant:
+            raise LockError(
+                f"expected lock {self.name!r} not to be held by this thread, found that it is: "
+                "release it first, or make it with reentrant=True to take it again"
+            )
+        if self._exclusive and not hold.exclusive:
+            raise LockError(
+                f"expected lock {self.name!r} not to be held by this thread as a reader, found "
+                "that it is: it would wait for itself; release the reader's side first, or take "
+                "the lock exclusively from the start"
+            )
 
     def release(self) -> None:
-        """Give the lock back.
+        """Give the lock back, or, if it was taken several times, undo one of these.
 
         Raises
         ------
-        XshmError
-            It is not held.
+        LockError
+            This thread has not taken it, or not in this way.
         """
-        if self._file < 0:
-            raise XshmError("expected a lock that this object holds, found one that it does not")
-        file, self._file = self._file, -1
-        _held.discard(self)
-        # Closing is not enough: a child that was forked meanwhile may have the descriptor too.
-        fcntl.flock(file, fcntl.LOCK_UN)
-        os.close(file)
-        self._in_process.release()
+        hold = _holds.by_path.get(self._path)
+        if hold is None or self._exclusive not in hold.taken:
+            way = "exclusively" if self._exclusive else "as a reader"
+            raise LockError(
+                f"expected lock {self.name!r} to be held {way} by this thread, found that it is "
+                "not: it is released by the thread that took it, and as often"
+            )
+        hold.taken.remove(self._exclusive)
+        if not hold.taken:
+            del _holds.by_path[self._path]
+            hold.file.give_back()
 
     def locked(self) -> bool:
-        """Whether this object holds it."""
-        return self._file >= 0
+        """Whether this thread holds it, in this way or a stronger one."""
+        hold = _holds.by_path.get(self._path)
+        return hold is not None and (hold.exclusive or not self._exclusive)
 
     def __enter__(self) -> Self:
         self.acquire()
@@ -115,38 +143,63 @@ class ContainerLock:
     def __exit__(self, *exception: object) -> None:
         self.release()
 
-    def __reduce__(self) -> tuple[type[ContainerLock], tuple[ContainerHandle]]:
-        return ContainerLock, (self._container,)
+    def __repr__(self) -> str:
+        reentrant = ", reentrant=True" if self._reentrant else ""
+        return f"<xshm.{type(self).__name__} {self.name!r}{reentrant}>"
 
 
-def _flock(file: int, until: float | None) -> bool:
-    if until is None:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        return True
-    pause = 1e-4
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            left = until - time.monotonic()
-            if left <= 0:
-                return False
-            time.sleep(min(pause, left))
-            pause = min(2 * pause, _LONGEST_PAUSE)
-        else:
-            return True
+class SharedLock(_Side):
+    """The readers' side of a lock, which :meth:`Lock.shared` gives: many may hold it together."""
+
+    _exclusive = False
 
 
-_held: weakref.WeakSet[ContainerLock] = weakref.WeakSet()
+class Lock(_Side):
+    """A lock with a name, for the processes of this user and their threads.
+
+    One thread of one process holds it, or any number of them hold its :meth:`shared` side. When
+    its holder ends, killed or not, it is free. It goes to another process by pickle, in a task of
+    a pool as well; whoever makes one of that name has the same lock.
+
+    Parameters
+    ----------
+    name : str
+        As those of containers: at most 200 bytes, no slashes, no dot at the start.
+    reentrant : bool
+        Whether the thread that holds it may take it again; it releases it as often. Otherwise
+        that is an error.
+
+    Raises
+    ------
+    ContainerNameError
+        The text cannot be a name.
+    DirectoryError
+        The directory cannot be used.
+
+    Notes
+    -----
+    A thread holds the lock of that name, whichever object it took it with. Nothing is
+    left in the directory when it is released. A child forked while it is held does not hold it.
+    Neither readers nor writers keep the others waiting for ever: who waits for writing goes
+    before readers who come later.
+
+    Examples
+    --------
+    >>> import xshm
+    >>> lock = xshm.Lock("results")
+    >>> with lock:
+    ...     lock.locked()
+    True
+    >>> with lock.shared():
+    ...     lock.locked()
+    False
+    """
+
+    _exclusive = True
+
+    def shared(self) -> SharedLock:
+        """The readers' side: it keeps writers out, but not other readers."""
+        return SharedLock._of(self.name, self._reentrant)
 
 
-def _forget_in_child() -> None:
-    # A child's copy of the descriptor would keep the lock when the parent is killed.
-    for lock in [*_held]:
-        os.close(lock._file)
-        lock._file = -1
-        lock._in_process = threading.Lock()
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_forget_in_child)
+os.register_at_fork(after_in_child=lambda: _holds.by_path.clear())

@@ -19,7 +19,7 @@ from xshm.container.handle import ContainerHandle
 from xshm.directory import configured
 from xshm.errors import ContainerNameError, ContainerNotFoundError, FormatError
 from xshm.labelled.from_container import Decoder, Published, groups_of, reading
-from xshm.lock import ContainerLock
+from xshm.lock import Lock
 
 if TYPE_CHECKING:
     from xshm.container.header import Header
@@ -139,9 +139,9 @@ class SharedDataset:
         return described
 
     @functools.cached_property
-    def lock(self) -> ContainerLock:
-        """A lock for those who write to it, which passes to other processes."""
-        return ContainerLock(self._handle)
+    def lock(self) -> Lock:
+        """A lock for those who write to it; another container of the name has another one."""
+        return Lock(f"container-{self.generation}")
 
     @property
     def exists(self) -> bool:

@@ -4,42 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
-import reprlib
 import stat
 from pathlib import Path
 
 from xshm.directory import Directory
-from xshm.errors import ContainerNameError, ContainerNotFoundError, FormatError
-
-_MAX_NAME = 200  # bytes: file names have 255
-
-
-def check(name: object) -> str:
-    """A name that a container can have.
-
-    Raises
-    ------
-    ContainerNameError
-        It is empty, too long, has a slash or a control character, or starts with a dot.
-    """
-    if (
-        isinstance(name, str)
-        and name.isprintable()  # so that it can be encoded, too
-        and 0 < len(name.encode()) <= _MAX_NAME
-        and "/" not in name
-        and not name.startswith(".")
-    ):
-        return str(name)
-    raise ContainerNameError(
-        f"expected the name of a container, found {reprlib.repr(name)}: a text of at most "
-        f"{_MAX_NAME} bytes, without slashes and control characters, that does not start with a "
-        "dot. It is not the path of a file: xshm ls shows which names there are"
-    )
+from xshm.errors import ContainerNotFoundError, FormatError
+from xshm.names import check
 
 
 def path_of(directory: Directory, name: str) -> Path:
     """Where the container of that name is, if there is one."""
-    return directory.containers / check(name)
+    return directory.containers / check(name, "container")
 
 
 def open_file(path: Path, *, write: bool = False) -> int:
