@@ -85,13 +85,16 @@ def asarray(
 
     Examples
     --------
-    >>> import multiprocessing, xshm
-    >>> shared = multiprocessing.Array("d", 4)
-    >>> x = xshm.asarray(shared)
-    >>> with shared.get_lock():
-    ...     x += 1
-    >>> shared[:]
-    [1.0, 1.0, 1.0, 1.0]
+    >>> from multiprocessing.shared_memory import SharedMemory
+    >>> import numpy as np, xshm
+    >>> memory = SharedMemory(create=True, size=32)
+    >>> x = xshm.asarray(memory, np.float64, (2, 2))
+    >>> x[:] = 1
+    >>> xshm.asarray(memory.name, np.float64).sum()
+    np.float64(4.0)
+    >>> del x
+    >>> memory.close()
+    >>> memory.unlink()
     """
     view = _buffer_of(_attach(buffer) if isinstance(buffer, str) else buffer)
     wanted = _own_dtype(view) if dtype is None else _dtype_of(dtype)
@@ -128,8 +131,8 @@ class _Held:
 
 
 def _attach(name: str) -> mmap.mmap:
-    # Not by SharedMemory(name): until Python 3.13 it tells the resource tracker, which removes
-    # the memory when this process ends, whoever else uses it.
+    # Not by SharedMemory(name): it tells the resource tracker, which removes the memory when
+    # this process ends, whoever else uses it. Only from Python 3.13 on can it be told not to.
     path = f"/dev/shm/{name.removeprefix('/')}"
     try:
         if "/" in name[1:]:  # a path would lead anywhere
@@ -225,11 +228,12 @@ def _dtype_of_structure(kind: type[ctypes.Structure | ctypes.Union]) -> np.dtype
             f"expected fields of whole bytes, found bit fields in {kind.__name__}: give an integer "
             "dtype of the same size, and mask the bits"
         )
+    types = dict(fields)  # a name that is inherited may be given again, and hides the other
     dtype: np.dtype[Any] = np.dtype(
         {
-            "names": [name for name, _ in fields],
-            "formats": [_dtype_of(type_) for _, type_ in fields],
-            "offsets": [getattr(kind, name).offset for name, _ in fields],
+            "names": [*types],
+            "formats": [_dtype_of(type_) for type_ in types.values()],
+            "offsets": [getattr(kind, name).offset for name in types],
             "itemsize": ctypes.sizeof(kind),
         }
     )
@@ -242,17 +246,19 @@ def _lengths(shape: Shape, dtype: np.dtype[Any], nbytes: int) -> tuple[int, ...]
     if dtype.itemsize == 0:
         raise LayoutError(f"expected a dtype with a size, found {dtype!r}: give it, as in 'S8'")
     least = math.prod(n for n in lengths if n > 0) * dtype.itemsize
-    if len(lengths) > _MAX_NDIM or least > sys.maxsize or any(n < -sys.maxsize for n in lengths):
+    ndim = len(lengths) + dtype.ndim
+    if ndim > _MAX_NDIM or least > sys.maxsize or any(n < -sys.maxsize for n in lengths):
         # Not told as it is: it may be too long to be printed.
         raise LayoutError(
-            f"expected a shape that an array can have, found one of {len(lengths)} dimensions with "
-            f"more than {_MAX_NDIM} of them, or than {sys.maxsize} bytes"
+            f"expected a shape that an array can have, of {_MAX_NDIM} dimensions and "
+            f"{sys.maxsize} bytes at most, found {ndim} dimensions"
+            + (" of more bytes" if ndim <= _MAX_NDIM else "")
         )
     told = f"for shape {tuple(lengths)} and dtype {dtype} of {dtype.itemsize} bytes"
     if min(lengths, default=0) < 0:
         if lengths.count(-1) > 1 or min(lengths) < -1 or 0 in lengths:
             raise LayoutError(
-                f"expected lengths of 0 or more, and one -1 at most that can be told from the "
+                "expected lengths of 0 or more, and one -1 at most that can be told from the "
                 f"others, found {tuple(lengths)}"
             )
         if nbytes % least:
