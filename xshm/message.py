@@ -32,7 +32,7 @@ def reduce_array(x: Array) -> Any:
         span = bytes_spanned(x) if _is_contiguous(x) else span_to_send(x)
         if span is None:
             with allocation.allocator():  # in a segment, so that it is not copied once more
-                x = x.copy(order="K")
+                x = x.copy()
             span = bytes_spanned(x)
         me = process.current()
         handle = share(span, me.new_message()) or copy(span, me.new_message())

@@ -127,14 +127,19 @@ def current() -> Process:
     DirectoryError
         The directory cannot be used.
     """
-    global _current, _at_exit
+    global _current
     with _lock:
         if _current is None:
             _current = Process(configured())
-            # Children of multiprocessing end without atexit, but run its finalizers. This is
-            # the last of them: the threads that feed queues are joined by one (of priority -5).
-            _at_exit = multiprocessing.util.Finalize(None, close, exitpriority=-100)
+            _close_at_exit()
         return _current
+
+
+def _close_at_exit() -> None:
+    # Children of multiprocessing end without atexit, but run its finalizers. This is the last
+    # of them: the threads that feed queues are joined by one (of priority -5).
+    global _at_exit
+    _at_exit = multiprocessing.util.Finalize(None, close, exitpriority=-100)
 
 
 def keep_open() -> None:
@@ -182,6 +187,16 @@ def _start_anew_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_start_anew_in_child)
+
+
+def _close_at_exit_of_child(_: object) -> None:
+    if _current is not None:
+        _close_at_exit()
+
+
+# A child of multiprocessing, spawned as well as forked, forgets all finalizers before it runs
+# its function; by then it has unpickled its arguments, and may be in the directory.
+multiprocessing.util.register_after_fork(close, _close_at_exit_of_child)
 
 
 def set_limits() -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import dask
-import dask.array
 from dask.base import get_scheduler
 
 from xshm.container.mapped import ArrayHandle
@@ -17,7 +16,7 @@ from xshm.errors import XshmError
 def store(sources: Sequence[Any], targets: Sequence[ArrayHandle]) -> None:
     """Compute arrays into targets, with the scheduler or the cluster that is active."""
     if sources:
-        dask.array.store([*sources], [*targets], lock=False)
+        _dask_array().store([*sources], [*targets], lock=False)
 
 
 def store_later(
@@ -26,11 +25,19 @@ def store_later(
     """A Delayed that computes arrays into targets, and then is ``finish(*args)``."""
     blocks = []
     if sources:
-        stored = dask.array.store([*sources], [*targets], lock=False, compute=False)
+        stored = _dask_array().store([*sources], [*targets], lock=False, compute=False)
         # Optimized all at once, so that what several of them need is computed once.
         for array in dask.optimize(*(stored if isinstance(stored, tuple) else (stored,))):
             blocks += array.to_delayed(optimize_graph=False).ravel().tolist()
     return dask.delayed(_finish, pure=False)(blocks, finish, *args)
+
+
+def _dask_array() -> Any:
+    # It takes as long to import as all the rest of xshm, and children that are spawned for a
+    # pool import xshm again.
+    import dask.array
+
+    return dask.array
 
 
 def _finish(blocks: Any, finish: Callable[..., Any], *args: Any) -> Any:
