@@ -24,7 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 import xshm
 from tests.conftest import files_in, own_directory, wait_until
 from tests.test_process import Peer
-from xshm import lock_file
+from xshm import lock_file, process
 from xshm.directory import Directory, configured
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -410,14 +410,21 @@ def test_waiting_can_be_interrupted(other: Callable[..., Any]) -> None:
 # ---- files ----
 
 
-def test_what_the_killed_left_goes(directory: Path) -> None:
-    here = configured()
-    for name in ("left", "a"):
-        (here.locks / name).touch(0o600)
+def _gc() -> None:
+    subprocess.run([sys.executable, "-m", "xshm", "gc"], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("clean", [process.current, _gc])
+def test_what_the_killed_left_goes(clean: Callable[[], object]) -> None:
+    with Peer() as killed:
+        for name in ("left", "a"):
+            killed(xshm.Lock(name).acquire)
+        killed.kill()
+    assert lock_files() == ["a", "left"]
     with xshm.Lock("a"):
-        lock_file.remove_free(here)
+        clean()
         assert lock_files() == ["a"]
-    assert files_in(directory) == []
+    assert lock_files() == []
 
 
 def test_what_is_no_file_of_a_lock_is_left_alone_and_refused(directory: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from dask.utils import format_bytes
 
 import xshm
-from xshm import janitor
+from xshm import janitor, lock_file
 from xshm.cli import header
 from xshm.cli.tables import printable, sizes, table
 from xshm.container import names
@@ -140,6 +140,8 @@ def _gc(chosen: argparse.Namespace) -> int:
             found.remove(here)
         if found.files:
             left.append(found)
+    if not chosen.dry_run:
+        lock_file.remove_free(here)
     each = [{"id": found.process, **total(found.files.values())} for found in left]
     everything = total(status for found in left for status in found.files.values())
     rows = [[one["id"], *_count(one)] for one in [*each, {"id": "in all", **everything}]]
