@@ -9,7 +9,9 @@ from xshm.directory import Directory
 from xshm.errors import NoRoomError
 
 
-def reserve(here: Directory, file: int, offset: int, nbytes: int) -> None:
+def reserve(
+    here: Directory, file: int, offset: int, nbytes: int, what: str = "the container"
+) -> None:
     """Allocate bytes of a file.
 
     Raises
@@ -21,11 +23,16 @@ def reserve(here: Directory, file: int, offset: int, nbytes: int) -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        free, total = here.room()
-        raise NoRoomError(
-            errno.ENOSPC,
-            f"the container needs {nbytes / 2**20:.1f} MiB, and {here.path.parent} has "
-            f"{free / 2**20:.1f} of {total / 2**20:.1f} MiB free: remove other containers "
-            "(xshm ls, xshm rm NAME), make it larger (mount -o remount,size=8g), or set "
-            "xshm.directory to a larger tmpfs",
-        ) from error
+        raise no_room(here, nbytes, what) from error
+
+
+def no_room(here: Directory, nbytes: int, what: str) -> NoRoomError:
+    """The error for something that the directory has no room for."""
+    free, total = here.room()
+    return NoRoomError(
+        errno.ENOSPC,
+        f"{what} needs {nbytes / 2**20:.1f} MiB, and {here.path.parent} has "
+        f"{free / 2**20:.1f} of {total / 2**20:.1f} MiB free: remove other containers "
+        "(xshm ls, xshm rm NAME), make it larger (mount -o remount,size=8g), or set "
+        "xshm.directory to a larger tmpfs",
+    )
