@@ -20,6 +20,7 @@ if not hasattr(_core, "HANDLER"):  # the folder of its sources, which Python tak
 
 from xshm.allocation import allocator, disable, enable, trim
 from xshm.asarray import asarray
+from xshm.channel import Channel, Snapshot
 from xshm.errors import (
     ChannelNotFoundError,
     ClosedError,
@@ -51,6 +52,7 @@ config.install_defaults()
 __version__ = importlib.metadata.version("xshm")
 
 __all__ = [
+    "Channel",
     "ChannelNotFoundError",
     "ClosedError",
     "ContainerExistsError",
@@ -67,6 +69,7 @@ __all__ = [
     "SharedArray",
     "SharedDataset",
     "SharedMemoryNotFoundError",
+    "Snapshot",
     "UnsupportedError",
     "WriterError",
     "XshmError",
