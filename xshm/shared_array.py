@@ -91,9 +91,9 @@ class SharedArray(ArrayProxy[Scalar_co]):
         with opened(name, "r+") as (container, file):
             self._map(_place_of(container), file)
 
-    @classmethod
-    def _at(cls, place: ArrayHandle) -> Self:
-        self = cls.__new__(cls)
+    @staticmethod
+    def _at(place: ArrayHandle) -> SharedArray[Any]:
+        self = SharedArray.__new__(SharedArray)
         with contextlib.ExitStack() as undo:
             undo.callback(unnamed.drop, place.container)
             file = place.container.open_file()
@@ -105,10 +105,6 @@ class SharedArray(ArrayProxy[Scalar_co]):
         if unnamed.is_unnamed(place.container):
             mapped.at_end(unnamed.drop, place.container)
         return self
-
-    @classmethod
-    def _receive(cls, place: ArrayHandle, message: str) -> Self:
-        return cls._at(replace(place, container=unnamed.receive(message, place.container)))
 
     def _map(self, place: ArrayHandle, file: int) -> MappedArray:
         # All of the file, since an array may have no bytes; what is not looked at costs nothing.
@@ -360,7 +356,7 @@ class SharedArray(ArrayProxy[Scalar_co]):
         container = self._place.container
         if unnamed.is_unnamed(container):
             place = replace(self._place, container=unnamed.own(container))
-            return SharedArray._receive, (place, unnamed.send(container))
+            return _receive, (place, unnamed.send(container))
         os.close(container.open_file())  # or an error here, rather than where it is unpickled
         return SharedArray._at, (self._place,)
 
@@ -400,6 +396,11 @@ def _place_of(container: Container) -> ArrayHandle:
         nbytes = container.sizes()[number]
     ndarrays.check(layout, nbytes)
     return ArrayHandle(container.handle, offset, shape, strides, dtype)
+
+
+def _receive(place: ArrayHandle, message: str) -> SharedArray[Any]:
+    container = unnamed.receive(message, place.container)
+    return SharedArray._at(replace(place, container=container))
 
 
 def _make(

@@ -7,8 +7,8 @@ import os
 import uuid
 from typing import NamedTuple
 
-from xshm import directory
 from xshm.container import names, preamble
+from xshm.directory import Directory, configured
 from xshm.errors import ContainerNotFoundError
 
 
@@ -37,6 +37,23 @@ class ContainerHandle(NamedTuple):
     def name(self) -> str:
         """By which it was published."""
         return self.path.rpartition("/")[2]
+
+    def directory(self) -> Directory:
+        """The directory that it is in.
+
+        Raises
+        ------
+        ContainerNotFoundError
+            That is another host's, and not this one's.
+        """
+        here = configured()
+        if here.domain != self.domain:
+            raise ContainerNotFoundError(
+                errno.ENOENT,
+                f"container {self.name!r} is not in the directory of this process, {here.path}: "
+                "it was published on another host, or in a Docker container of its own",
+            )
+        return here
 
     def can_be_opened(self) -> bool:
         """Whether the container still has its name."""
@@ -101,13 +118,7 @@ class ContainerHandle(NamedTuple):
         ContainerNotFoundError
             It was removed or replaced, or is in the directory of another host.
         """
-        here = directory.configured()
-        if here.domain != self.domain:
-            raise ContainerNotFoundError(
-                errno.ENOENT,
-                f"container {self.name!r} is not in the directory of this process, {here.path}: "
-                "it was published on another host, or in a Docker container of its own",
-            )
+        here = self.directory()
         try:
             file = names.open_file(here.path / self.path, write=self.writable)
         except ContainerNotFoundError as error:

@@ -147,7 +147,7 @@ class MappedArray(np.ndarray[Any, Any]):
         """A view of these bytes as an array; it was checked that it lies in them."""
         array = np.ndarray(shape, dtype, self._window, offset, strides).view(type(self))
         # Elements that share bytes are not to be written to one by one.
-        if has_repeats(shape, strides):
+        if dtype.itemsize and has_repeats(shape, strides):
             array.flags.writeable = False
         array._container, array._window = self._container, self._window
         array._window_offset = self._window_offset

@@ -71,10 +71,9 @@ def receive(message: str, container: ContainerHandle) -> ContainerHandle:
     ContainerNotFoundError
         The message was received before, and the sender has closed the container or ended.
     """
-    here = configured()
+    here = container.directory()
     with contextlib.suppress(FileNotFoundError):
         return _linked(container, f"{here.segments}/{message}")
-    os.close(container.open_file())
     again = f"{here.segments}/{process.current().new_message()}"
     try:
         os.link(f"{here.path}/{container.path}", again)
