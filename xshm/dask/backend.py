@@ -1,7 +1,7 @@
-"""The scheme ``shm://`` for distributed: its addresses, connector and listener.
+"""The schemes ``shm://`` and ``shms://`` for distributed: addresses, connectors, listeners.
 
-distributed finds :class:`ShmBackend` through the entry point ``distributed.comm.backends``.
-Addresses, sockets and ports are those of ``tcp://``.
+distributed finds the backends through the entry point ``distributed.comm.backends``. Addresses,
+sockets and ports are those of ``tcp://`` and ``tls://``.
 """
 
 from __future__ import annotations
@@ -9,17 +9,23 @@ from __future__ import annotations
 from typing import Any
 
 from distributed.comm.core import FatalCommClosedError
-from distributed.comm.tcp import TCPBackend, TCPConnector, TCPListener
+from distributed.comm.tcp import (
+    BaseTCPConnector,
+    BaseTCPListener,
+    TCPBackend,
+    TCPConnector,
+    TCPListener,
+    TLSBackend,
+    TLSConnector,
+    TLSListener,
+)
 
 from xshm import allocation, process
-from xshm.dask.comm import Shm
+from xshm.dask.comm import Shm, Shms
 from xshm.errors import DirectoryError
 
 
-class ShmConnector(TCPConnector):
-    prefix = "shm://"
-    comm_class = Shm
-
+class _Connector(BaseTCPConnector):
     async def connect(self, address: str, deserialize: bool = True, **connection_args: Any) -> Shm:
         try:
             process.hold(self)
@@ -31,7 +37,7 @@ class ShmConnector(TCPConnector):
         return comm
 
 
-class ShmListener(TCPListener):
+class _Listener(BaseTCPListener):
     """Listens like TCP; while it does, this process's place in the directory is kept.
 
     Notes
@@ -41,9 +47,6 @@ class ShmListener(TCPListener):
     worker's threads (distributed copies the context into its executors). So their arrays
     are born in segments, and the user's own threads keep NumPy's allocator.
     """
-
-    prefix = "shm://"
-    comm_class = Shm
 
     async def start(self) -> None:
         process.hold(self)
@@ -55,6 +58,31 @@ class ShmListener(TCPListener):
         process.release(self)
 
 
+class ShmConnector(_Connector, TCPConnector):
+    prefix = "shm://"
+    comm_class = Shm
+
+
+class ShmListener(_Listener, TCPListener):
+    prefix = "shm://"
+    comm_class = Shm
+
+
 class ShmBackend(TCPBackend):
     _connector_class = ShmConnector
     _listener_class = ShmListener
+
+
+class ShmsConnector(_Connector, TLSConnector):
+    prefix = "shms://"
+    comm_class = Shms
+
+
+class ShmsListener(_Listener, TLSListener):
+    prefix = "shms://"
+    comm_class = Shms
+
+
+class ShmsBackend(TLSBackend):
+    _connector_class = ShmsConnector
+    _listener_class = ShmsListener

@@ -20,7 +20,7 @@ import weakref
 from typing import Any, ClassVar
 
 from distributed.comm.core import Comm, CommClosedError
-from distributed.comm.tcp import TCP
+from distributed.comm.tcp import TCP, TLS
 from distributed.comm.utils import OFFLOAD_THRESHOLD, from_frames, to_frames
 from distributed.protocol import Serialized
 from distributed.utils import nbytes, offload
@@ -192,6 +192,12 @@ class Shm(Comm):
     def extra_info(self) -> dict[str, Any]:
         info: dict[str, Any] = self._wire.extra_info
         return info
+
+
+class Shms(Shm):
+    """The same over TLS: handles travel only between ends that have authenticated each other."""
+
+    wire_class = TLS
 
 
 def _note_closed(reference: weakref.ref[Shm]) -> None:
