@@ -11,7 +11,7 @@ import argparse
 import importlib
 import sys
 
-COMMANDS = ("exchange", "datasets")
+COMMANDS = ("exchange", "datasets", "processes")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib
-import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,25 +17,11 @@ import xarray as xr
 
 from .comparison import Call, Column, Goal, Work
 from .formats import BARE_OPENERS, BARE_WRITERS, OPENERS, VARIABLE, WRITERS, is_installed
+from .fresh import PROCESSES, folder, fresh
 from .memory import own_memory
 
 #: Length of each of the indexes of strings and of times.
 LABELS = 1_000_000
-
-_PROCESSES = multiprocessing.get_context("spawn")
-
-
-def fresh(function: Callable[..., Any], *args: Any) -> Any:
-    """What a function returns in a process that has just started."""
-    with ProcessPoolExecutor(1, _PROCESSES) as pool:
-        return pool.submit(function, *args).result()
-
-
-@contextmanager
-def folder() -> Iterator[Path]:
-    """A new folder in shared memory, which goes with all that is in it."""
-    with TemporaryDirectory(prefix="xshm-benchmark-", dir="/dev/shm") as path:
-        yield Path(path)
 
 
 def one_variable(size: int) -> xr.Dataset:
@@ -72,7 +55,7 @@ def reading(size: int) -> Iterator[dict[str, Call]]:
     that process takes of its own then, in sizes of the variable.
     """
     dataset = one_variable(size)
-    with folder() as place, _PROCESSES.Pool(1) as pool:
+    with folder() as place, PROCESSES.Pool(1) as pool:
         for name in names(WRITERS):
             WRITERS[name](dataset, place)
         values = dataset[VARIABLE].values

@@ -20,8 +20,9 @@ import xshm
 
 from .cluster import TIMEOUT, session
 from .comparison import Call, Column, Goal, Work
-from .files import SECONDS, folder
+from .files import SECONDS
 from .formats import NAME, OPENERS, VARIABLE, WRITERS, is_installed
+from .fresh import folder
 from .memory import Peak, peak_resident
 
 MiB = 2**20

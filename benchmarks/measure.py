@@ -129,6 +129,8 @@ def _number(value: float, unit: str) -> str:
         return (
             f"{value:.3f}" if value >= 0.1 else f"{value:.2g}" if value < 1e-3 else f"{value:.4f}"
         )
+    if 0 < value < 0.1:
+        return f"{value:.2g}"
     return f"{value:.0f}" if value >= 100 else f"{value:.2f}"
 
 
