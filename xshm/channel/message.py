@@ -117,8 +117,8 @@ class Contents(NamedTuple):
 
 
 def _encode(obj: Any) -> tuple[Header, Buffers]:
-    if dask.is_dask_collection(obj):
-        (obj,) = dask.compute(obj)
+    if dask.is_dask_collection(obj) or isinstance(obj, xr.DataTree):
+        obj = obj.compute()
     if isinstance(obj, xr.Dataset | xr.DataArray | xr.DataTree | np.ndarray):
         encoded = encode(obj)
         return encoded.header, encoded.buffers
