@@ -26,6 +26,7 @@ from tests.conftest import files_in, own_directory, wait_until
 from tests.test_process import Peer
 from xshm import lock_file, process
 from xshm.directory import Directory, configured
+from xshm.lock_file import LockFile
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
@@ -397,7 +398,7 @@ def test_waiting_can_be_interrupted(other: Callable[..., Any]) -> None:
     try:
         other(lock.acquire)
         signal.setitimer(signal.ITIMER_REAL, 0.1)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as interrupted:
             lock.acquire()
         assert not lock.locked()
         other(lock.release)
@@ -405,6 +406,7 @@ def test_waiting_can_be_interrupted(other: Callable[..., Any]) -> None:
         signal.signal(signal.SIGALRM, before)
     assert lock.acquire(0)
     lock.release()
+    assert interrupted.traceback  # what was on its way is given back before this goes
 
 
 # ---- files ----
@@ -425,6 +427,16 @@ def test_what_the_killed_left_goes(clean: Callable[[], object]) -> None:
         clean()
         assert lock_files() == ["a"]
     assert lock_files() == []
+
+
+def test_who_removes_what_is_free_leaves_alone_what_has_come_in_its_place() -> None:
+    path = configured().locks / "a"
+    found = LockFile(path)
+    path.unlink()
+    with xshm.Lock("a"):
+        found.remove_if_free()
+        assert lock_files() == ["a"]
+    found.close()
 
 
 def test_what_is_no_file_of_a_lock_is_left_alone_and_refused(directory: Path) -> None:
