@@ -156,6 +156,23 @@ def test_the_example_of_loading_once_saves_memory_for_everybody(
     assert files_in(directory) == []
 
 
+def test_the_example_of_a_pool_passes_datasets_both_ways_without_a_copy(
+    tmp_path: Path, directory: Path
+) -> None:
+    done = run(
+        [sys.executable, ROOT / "examples" / "pool_of_datasets.py", "--scale", "0.02"], tmp_path
+    )
+    ways = re.findall(r"^(.*?)(?: +\d+\.\d\d){2}$", done.stdout, re.M)  # it has compared them
+    assert ways == ["in this process", "pool of 2", "... import xshm.multiprocessing"]
+    (size,) = re.findall(r"([\d,]+) MiB in all", done.stdout)
+    ((sent, copied),) = re.findall(r"([\d,]+) MiB sent \(([\d,]+) MiB copied", done.stdout)
+    (received,) = re.findall(r"([\d,]+) MiB received", done.stdout)
+    assert copied == "0"
+    assert min(int(sent), int(received)) >= 2 * int(size) * 0.99
+    assert done.stderr == ""
+    assert files_in(directory) == []
+
+
 # ---- commands ----
 
 
