@@ -12,6 +12,7 @@ import contextlib
 import multiprocessing.util
 import os
 import sys
+import threading
 
 from xshm import process
 from xshm.container.handle import ContainerHandle
@@ -21,8 +22,16 @@ from xshm.directory import configured
 #: these are the parent's, and the links are the child's.
 _links: dict[str, str] = {}
 
-#: Links for a child that is just being forked, by the same paths.
-_for_child: dict[str, str] = {}
+
+class _Fork(threading.local):
+    """What this thread does when it forks."""
+
+    def __init__(self) -> None:
+        #: Links for the child, by the same paths.
+        self.links: dict[str, str] = {}
+
+
+_fork = _Fork()
 
 
 def is_unnamed(container: ContainerHandle) -> bool:
@@ -111,27 +120,27 @@ def drop(container: ContainerHandle) -> None:
 
 
 def _before_fork() -> None:
-    # By now, since the parent may end before the child runs.
+    # By now, since the parent may end before the child runs. Where there is no room for a link,
+    # the child has the array, and cannot hand it on.
+    _fork.links = {}
     if _links:
-        me = process.current()
-        for path, link in [*_links.items()]:
-            # No room for it: the child has the array, and cannot hand it on.
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            me = process.current()
+            for path, link in [*_links.items()]:
                 message = f"{me.directory.segments}/{me.new_message()}"
                 os.link(link, message)
-                _for_child[path] = message
+                _fork.links[path] = message
 
 
 def _in_child() -> None:
     _links.clear()
-    if _for_child:
-        process.keep_open()
-        me = process.current()
-        for path, message in _for_child.items():
-            link = str(me.new_array())
-            os.rename(message, link)
-            _links[path] = link
-        _for_child.clear()
+    if _fork.links:
+        with contextlib.suppress(OSError):
+            process.keep_open()
+            for path, message in _fork.links.items():
+                link = str(process.current().new_array())
+                os.rename(message, link)
+                _links[path] = link
 
 
 def _end_in_order(_: object) -> None:
@@ -140,5 +149,5 @@ def _end_in_order(_: object) -> None:
         multiprocessing.util.Finalize(None, process.close, exitpriority=0)
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_for_child.clear, after_in_child=_in_child)
+os.register_at_fork(before=_before_fork, after_in_child=_in_child)
 multiprocessing.util.register_after_fork(sys.modules[__name__], _end_in_order)
