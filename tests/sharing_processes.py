@@ -33,6 +33,11 @@ def make(number: float) -> SharedArray[np.float64]:
     return SharedArray.full(10, number)
 
 
+def make_part(number: float) -> Any:
+    """A part of such an array."""
+    return make(number)[:2]
+
+
 def put(queue: Any) -> None:
     """Put an array in a queue, and end."""
     queue.put(make(7))
@@ -53,6 +58,9 @@ def carriers(context: BaseContext) -> None:
         b = pool.apply(make, (7,))
         pool.apply(add, (b, 1))
         assert (b == 8).all()
+        part = pool.map(make_part, [3])[0]
+        pool.apply(add, (part, 1))
+        assert part.tolist() == [4, 4]
     with concurrent.futures.ProcessPoolExecutor(2, context) as executor:
         executor.submit(add, b, 1).result()
         assert (b == 9).all()

@@ -431,6 +431,25 @@ def make(n: int) -> SharedArray[np.float64]:
     return SharedArray.full(n, 7.0)
 
 
+def part_of_one(n: int) -> Any:
+    return SharedArray.full(n, 7.0)[1:]
+
+
+def test_a_part_keeps_it_as_the_whole_does() -> None:
+    """The task of a pool returns it, and drops the whole before it is received."""
+    with Peer() as peer:
+        part = peer(part_of_one, 3)
+        peer(add_one, part)
+    assert part.tolist() == [8, 8]
+    assert links() == ["array"]
+    pickled = pickle.dumps(part)
+    del part
+    assert links() == ["message"]
+    assert pickle.loads(pickled).tolist() == [8, 8]
+    with pytest.raises(ContainerNotFoundError, match="closed it, or has ended"):
+        pickle.loads(pickled)
+
+
 def test_one_that_a_peer_made_is_kept_by_who_got_it() -> None:
     with Peer() as peer:
         a: Any = peer(make, 3)

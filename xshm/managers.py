@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from multiprocessing.managers import SharedMemoryManager
 from multiprocessing.util import Finalize
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from multiprocessing.managers import SharedMemoryManager
 
 _stacks: weakref.WeakKeyDictionary[SharedMemoryManager, contextlib.ExitStack] = (
     weakref.WeakKeyDictionary()

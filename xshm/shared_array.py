@@ -6,8 +6,7 @@ import contextlib
 import datetime
 import os
 from dataclasses import replace
-from multiprocessing.managers import SharedMemoryManager
-from typing import Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -33,6 +32,9 @@ from xshm.labelled.from_container import reading
 from xshm.lock import Lock
 from xshm.managers import freed_with
 from xshm.shared_dataset import SharedDataset
+
+if TYPE_CHECKING:
+    from multiprocessing.managers import SharedMemoryManager
 
 ScalarT = TypeVar("ScalarT", bound=np.generic)
 

@@ -76,7 +76,7 @@ class ContainerHandle(NamedTuple):
                 errno.ENOENT,
                 "the array without a name is gone: the process that pickled it has closed it, or "
                 "has ended, before this was unpickled (a pickle of it can be used once after "
-                "that, one of a slice cannot); keep it open there, or give it a name",
+                "that); keep it open there, or give it a name",
             )
         return ContainerNotFoundError(
             errno.ENOENT,

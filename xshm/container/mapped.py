@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import weakref
@@ -206,10 +207,23 @@ class MappedArray(np.ndarray[Any, Any]):
         handle = self.portable_handle()
         if handle is None:
             return self.view(np.ndarray).__reduce_ex__(protocol)
+        if unnamed.is_unnamed(handle.container):
+            return _receive, (handle, unnamed.send(handle.container))
         return ArrayHandle.open, (handle,)
 
     def __reduce__(self) -> Any:
         return self.__reduce_ex__(2)
+
+
+def _receive(handle: ArrayHandle, message: str) -> np.ndarray[Any, Any]:
+    container = unnamed.receive(message, handle.container)
+    with contextlib.ExitStack() as undo:
+        undo.callback(unnamed.drop, container)
+        array = replace(handle, container=container).open()
+        assert isinstance(array, MappedArray)  # it has elements, and others write to it
+        array.at_end(unnamed.drop, container)
+        undo.pop_all()
+    return array
 
 
 def lies_in_container(x: object) -> bool:
