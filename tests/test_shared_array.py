@@ -229,7 +229,7 @@ def test_writes_after_a_fork_are_seen_on_both_sides(a: Any) -> None:
 
 def test_attached_by_name_it_is_the_same_memory() -> None:
     with SharedArray.zeros(3, "i4", "example") as a:
-        b = SharedArray("example")
+        b = SharedArray[np.int32]("example")
         b[1] = 7
         assert a.tolist() == xshm.open("example").tolist() == [0, 7, 0]
 
@@ -363,6 +363,16 @@ def test_the_one_that_made_it_removes_it_at_the_end_of_a_block() -> None:
         assert SharedArray("example").size == 3
     with pytest.raises(ContainerNotFoundError):
         SharedArray("example")
+
+
+def test_a_child_that_leaves_the_block_removes_nothing() -> None:
+    with SharedArray.zeros(3, name="example") as a:
+        child = os.fork()
+        if child == 0:
+            a.__exit__()
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert SharedArray("example").size == 3
 
 
 def test_the_end_of_a_block_does_not_mind_who_was_faster() -> None:

@@ -84,10 +84,10 @@ class SharedArray(ArrayProxy[Scalar_co]):
     6.0
     """
 
-    __slots__ = ("__weakref__", "_is_maker", "_place")
+    __slots__ = ("__weakref__", "_maker", "_place")
 
     _place: ArrayHandle
-    _is_maker: bool
+    _maker: int | None  # the process that made it by this object; a child of that is not
 
     def __init__(self, name: str) -> None:
         with opened(name, "r+") as (container, file):
@@ -112,7 +112,7 @@ class SharedArray(ArrayProxy[Scalar_co]):
         # All of the file, since an array may have no bytes; what is not looked at costs nothing.
         whole = MappedArray.map(place.container, file, 0, os.fstat(file).st_size)
         self._array = whole.part(place.offset, place.shape, place.strides, place.dtype)
-        self._place, self._is_maker = place, False
+        self._place, self._maker = place, None
         return whole
 
     # ---- made anew ----
@@ -293,7 +293,7 @@ class SharedArray(ArrayProxy[Scalar_co]):
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._is_maker:
+        if self._maker == os.getpid():
             # Somebody was faster; or damaged it, and then it is not ours to remove.
             with contextlib.suppress(ContainerNotFoundError, FormatError):
                 self.unlink()
@@ -340,7 +340,7 @@ class SharedArray(ArrayProxy[Scalar_co]):
                 f"{error}"
             ) from error
         other = SharedArray.__new__(SharedArray)
-        other._array, other._is_maker = array, False
+        other._array, other._maker = array, None
         other._place = replace(
             self._place, shape=array.shape, strides=array.strides, dtype=array.dtype
         )
@@ -421,7 +421,7 @@ def _make(
     finally:
         draft.discard()
     made = SharedArray._at(ArrayHandle.of(container, ndarrays.layout(spec), draft.offsets))
-    made._is_maker = True
+    made._maker = os.getpid()
     if left_later is not None:
         left_later.push(made)
     return made
