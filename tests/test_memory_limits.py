@@ -1,14 +1,20 @@
-"""Workers compute over a published Dataset that is far larger than what they may take."""
+"""A worker's memory is what only it keeps alive: what is shared does not count, all else does."""
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import dask.array as da
+import dask.config
+import numpy as np
 import pytest
 import xarray as xr
 from dask.distributed import Client, LocalCluster
+from distributed.scheduler import KilledWorker
 
 import xshm
 from tests import clusters
@@ -20,18 +26,23 @@ NBYTES = 6 * LIMIT  # of the container
 N_WORKERS = 4
 
 
+def _events(client: Client, topic: str) -> Any:
+    return client.get_events(topic)
+
+
 def wants_of_memory(client: Client) -> dict[str, int]:
     """How often dask's workers did what they do when memory is short."""
-    events: Any = client.get_events()
     spills = client.run(
         lambda dask_worker: dask_worker.data.cumulative_metrics.get(("disk-write", "count"), 0)
     )
     return {
         "pauses": sum(
-            event.get("status") == "paused" for worker in spills for _, event in events[worker]
+            event.get("status") == "paused"
+            for worker in spills
+            for _, event in _events(client, worker)
         ),
         "spills": sum(spills.values()),
-        "restarts": len(events.get("worker-restart-memory", ())),
+        "restarts": len(_events(client, "worker-restart-memory")),
     }
 
 
@@ -61,3 +72,56 @@ def test_what_is_published_does_not_count_as_memory_of_workers(
             assert client.compute(opened.t2m.mean()).result() == 1
             assert (client.compute(opened.t2m.var("time")).result() == 0).all()
         assert wants_of_memory(client) == {"pauses": 0, "spills": 0, "restarts": 0}
+
+
+@contextlib.contextmanager
+def limited(protocol: str, n_workers: int, limit: int) -> Iterator[Client]:
+    """A cluster whose workers may take so much memory."""
+    with (
+        LocalCluster(
+            protocol=protocol,
+            n_workers=n_workers,
+            threads_per_worker=1,
+            memory_limit=limit,
+            dashboard_address=":0",
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        client.wait_for_workers(n_workers)
+        yield client
+
+
+def test_what_all_have_from_one_counts_for_none_of_them() -> None:
+    with xshm.allocator():
+        x = np.ones(3 * LIMIT // 8)
+    with limited("shm", 4, LIMIT) as client:
+        sent = client.scatter(x, broadcast=True, hash=False)
+        sums = [
+            client.submit(np.sum, sent, workers=[worker], pure=False)
+            for worker in client.scheduler_info()["workers"]
+        ]
+        assert client.gather(sums) == [x.size] * 4
+        time.sleep(1)  # of dask's monitors, which look ten times a second
+        assert wants_of_memory(client) == {"pauses": 0, "spills": 0, "restarts": 0}
+        memory = client.run(lambda dask_worker: dask_worker.monitor.get_process_memory())
+        assert max(memory.values()) < LIMIT // 2
+        del sent, sums
+
+
+def take(how: str, nbytes: int) -> int:
+    """Take memory, and keep it for a while."""
+    taken = np.ones(nbytes // 8) if how == "array" else b"1" * nbytes
+    time.sleep(5)
+    return len(taken)
+
+
+@pytest.mark.parametrize("how", ["array", "bytes"])
+@pytest.mark.parametrize("protocol", clusters.PROTOCOLS)
+def test_who_takes_more_than_the_limit_is_ended(protocol: str, how: str) -> None:
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        limited(protocol, 1, LIMIT) as client,
+    ):
+        with pytest.raises(KilledWorker):
+            client.submit(take, how, 2 * LIMIT).result()
+        assert wants_of_memory(client)["restarts"] == 1

@@ -681,3 +681,26 @@ def test_older_kernels_page_map_gives_the_same_answers() -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts: only root may")
 def test_without_proc_everything_counts_as_written() -> None:
     assert _answers("unshare", "--mount", argument="no-proc") == " ".join(["True"] * 8)
+
+
+# ---- a budget ----
+
+
+def bytes_in_pool() -> int:
+    counts = _core.count()
+    return counts["live_bytes"] + counts["free_bytes"] + counts["waiting_bytes"]
+
+
+def test_a_budget_bounds_what_is_live_and_what_is_kept_together() -> None:
+    live = [array(i) for i in range(4)]
+    del live[2:]
+    assert bytes_in_pool() == 8 * MIB
+    _core.set_budget(6 * MIB)
+    assert bytes_in_pool() == 6 * MIB
+    live.append(array(2, 4 * MIB))  # of another class: what is kept makes room for it
+    assert bytes_in_pool() == 8 * MIB  # all of it live: nobody is refused
+    del live[0]
+    assert bytes_in_pool() == 6 * MIB
+    assert [x[0] for x in live] == [1, 2]
+    live.append(array(3))
+    assert live[-1][-1] == 3

@@ -387,6 +387,20 @@ set_limits(PyObject *module, PyObject *args)
 }
 
 static PyObject *
+set_budget(PyObject *module, PyObject *args)
+{
+    (void)module;
+    Py_ssize_t nbytes;
+    if (!PyArg_ParseTuple(args, "n:set_budget", &nbytes)) {
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    pool_set_budget(nbytes > 0 ? (size_t)nbytes : 0);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *
 close_pool(PyObject *module, PyObject *none)
 {
     (void)module;
@@ -489,6 +503,7 @@ static PyMethodDef methods[] = {
     {"close_pool", close_pool, METH_NOARGS, NULL},
     {"is_open", is_open, METH_NOARGS, NULL},
     {"set_limits", set_limits, METH_VARARGS, NULL},
+    {"set_budget", set_budget, METH_VARARGS, NULL},
     {"trim", trim, METH_VARARGS, NULL},
     {"count", count, METH_NOARGS, NULL},
     {"share", share, METH_VARARGS, NULL},

@@ -23,6 +23,7 @@ static char owner[XSHM_NAME_SIZE / 2];
 static uint64_t opening;      /* counts pool_open: which segments are this pool's */
 static uint64_t last_number;  /* of the segments made: a name is never used twice */
 static pool_limits limits;
+static size_t budget = SIZE_MAX; /* bound on live and idle bytes together */
 static pool_counts counts;
 
 /* ---- the life of a segment ---- */
@@ -100,6 +101,15 @@ pool_trim(size_t keep)
     return bytes;
 }
 
+/* How many idle bytes may be kept, once `more` bytes are live.  Callers hold the lock. */
+static size_t
+may_keep(size_t more)
+{
+    size_t live = counts.live_bytes + more;
+    size_t left = budget > live ? budget - live : 0;
+    return left < limits.keep ? left : limits.keep;
+}
+
 /* Put a segment without an array back: to the free ones, or to those that wait. */
 static void
 make_idle(segment *s, bool handed_out)
@@ -113,13 +123,14 @@ make_idle(segment *s, bool handed_out)
         discard(-1, s);
         return;
     }
-    if (s->size > limits.keep) { /* keeping it would push out all others, and then itself */
+    size_t keep = may_keep(0);
+    if (s->size > keep) { /* keeping it would push out all others, and then itself */
         s->older = NULL;
         evicted = s;
     }
     else {
         idle_push(s, handed_out);
-        evicted = idle_evict(limits.keep, limits.waiting);
+        evicted = idle_evict(keep, limits.waiting);
     }
     if (evicted != NULL) {
         dir = own_directory();
@@ -197,14 +208,20 @@ pool_take(size_t size, bool only_warm)
     }
     segment *s = idle_take(directory, size, only_warm);
     bool fresh = s == NULL;
+    segment *evicted = NULL;
     if (s == NULL && !only_warm) {
         s = new_segment(size);
+        evicted = idle_evict(may_keep(size), limits.waiting);
     }
     bool huge = limits.huge;
     bool ready = s != NULL && s->shared != NULL && s->size == size;
-    int dir = s == NULL || ready ? -1 : own_directory();
+    int dir = (s == NULL || ready) && evicted == NULL ? -1 : own_directory();
     pthread_mutex_unlock(&lock);
+    discard_all(dir, evicted);
     if (s == NULL) {
+        if (dir >= 0) {
+            close(dir);
+        }
         return NULL;
     }
     int error = ready || dir >= 0 ? 0 : -EMFILE;
@@ -476,6 +493,7 @@ pool_open(int dir, const char *name, const pool_limits *wanted)
     if (error == 0) {
         snprintf(owner, sizeof owner, "%s", name);
         limits = *wanted;
+        budget = SIZE_MAX;
         opening++;
     }
     pthread_mutex_unlock(&lock);
@@ -523,6 +541,17 @@ pool_set_limits(const pool_limits *wanted)
     }
     pthread_mutex_unlock(&lock);
     pool_trim(wanted->keep);
+}
+
+/* A bound on live and idle bytes together, as far as idle ones can keep it. */
+void
+pool_set_budget(size_t bytes)
+{
+    pthread_mutex_lock(&lock);
+    budget = bytes;
+    size_t keep = may_keep(0);
+    pthread_mutex_unlock(&lock);
+    pool_trim(keep);
 }
 
 pool_counts

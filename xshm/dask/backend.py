@@ -22,6 +22,7 @@ from distributed.comm.tcp import (
 
 from xshm import allocation, process
 from xshm.dask.comm import Shm, Shms
+from xshm.dask.memory import account_for
 from xshm.errors import DirectoryError
 
 
@@ -51,6 +52,7 @@ class _Listener(BaseTCPListener):
     async def start(self) -> None:
         process.hold(self)
         allocation.use_here()
+        account_for(getattr(self.comm_handler, "__self__", None))
         await super().start()
 
     def stop(self) -> None:

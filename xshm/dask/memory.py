@@ -1,0 +1,99 @@
+"""The memory of a worker: what only it keeps alive.
+
+Worker and nanny read the resident memory of the worker's process. That has every shared page
+that the process has touched, also of another worker's segment, or of a published Dataset: it
+would count once for each. Here a worker's memory is::
+
+    resident memory - resident pages of shared memory + its own segments
+
+Notes
+-----
+Two attributes of distributed's servers are set when they start to listen to ``shm://`` or
+``shms://``. Its classes stay as they are.
+
+- ``Worker.monitor.get_process_memory``: spilling, pausing, the scheduler and the dashboard all have
+  their figure from it. distributed keeps this method apart so that it can be replaced.
+- ``Nanny.memory_manager`` and its periodic callback, which end a worker that takes too much.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import sys
+from typing import Any
+
+import numpy as np
+from dask.sizeof import sizeof
+from distributed import Nanny, Worker
+from distributed.worker_memory import NannyMemoryManager
+
+from xshm import _core
+from xshm.directory import configured
+from xshm.own_memory import own_resident, segments_of
+from xshm.whereabouts import bytes_spanned
+
+
+def _register_sizeof() -> None:
+    # distributed spills by the sizes that it adds up, too; see dask.sizeof.
+    sizeof(np.empty(0))  # dask registers its own when it is first asked
+    of_owned = sizeof.dispatch(np.ndarray)
+
+    @sizeof.register(np.ndarray)
+    def sizeof_ndarray(x: np.ndarray[Any, Any]) -> int:
+        """Bytes that go when an array goes: of a lease there are none, as others have them."""
+        if x.nbytes >= mmap.PAGESIZE and not x.dtype.hasobject:
+            place = _core.locate(bytes_spanned(x))
+            if place is not None and place[0] == "leased":
+                return sys.getsizeof(x)
+        return int(of_owned(x))
+
+
+_register_sizeof()
+
+
+def account_for(server: Any) -> None:
+    """Have the memory of a server, if it is a worker or a nanny, counted as it is here."""
+    if isinstance(server, Worker):
+        server.monitor.get_process_memory = _WorkerMemory(server)
+    elif isinstance(server, Nanny):
+        server.memory_manager = _NannyMemoryManager(
+            server, memory_limit=server.memory_manager.memory_limit
+        )
+
+
+class _WorkerMemory:
+    """What is called for the memory of a worker, in bytes."""
+
+    def __init__(self, worker: Worker) -> None:
+        manager = worker.memory_manager
+        fraction = manager.memory_target_fraction or manager.memory_spill_fraction
+        self._target = int((manager.memory_limit or 0) * (fraction or 0))
+
+    def __call__(self) -> int:
+        own = own_resident(os.getpid())
+        if self._target:
+            # What is kept for the next arrays goes before anything is spilled, and what is
+            # spilled is not kept: dask spills until this figure has fallen.
+            _core.set_budget(max(self._target - own, 0))
+        pool = _core.count()
+        return own + pool["live_bytes"] + pool["free_bytes"] + pool["waiting_bytes"]
+
+
+class _NannyMemoryManager(NannyMemoryManager):
+    """Ends a worker only for what that worker keeps alive."""
+
+    def memory_monitor(self, nanny: Nanny) -> None:
+        process = nanny.process and nanny.process.process
+        pid = process and process.pid
+        if pid is not None and self._is_within_limit(pid):
+            return
+        super().memory_monitor(nanny)
+
+    def _is_within_limit(self, pid: int) -> bool:
+        limit = self.memory_limit * self.memory_terminate_fraction
+        # It has just ended: distributed sees to that.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            return own_resident(pid) + segments_of(pid, configured()) <= limit
+        return False
