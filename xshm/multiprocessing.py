@@ -8,7 +8,8 @@ With it, NumPy arrays of ``xshm.threshold`` bytes and more (default 1 MiB), wher
 in what is sent (a Dataset, a DataFrame, a dict, an object of your own), need no pickling and
 no copying through a pipe: by ``multiprocessing``'s ``Queue``, ``SimpleQueue``, ``Pipe``,
 ``Pool`` and ``Manager``, and by ``concurrent.futures.ProcessPoolExecutor``, in both
-directions and with every start method. Arrays that this thread makes are born in shared
+directions and with every start method; so too by joblib, loky and PyTorch's ``DataLoader``
+where they are installed. Arrays that this thread makes are born in shared
 memory (as after :func:`xshm.enable`), so that these are not copied at all.
 
 What arrives is writable, and is the receiver's own: nobody else sees what is written to it.
@@ -22,11 +23,19 @@ registered. It is used for two:
 - ``Connection``, the end of a pipe. Every queue, pool and manager passes some to its processes,
   before anything else. A process that is given one by a process where this is switched on has
   it switched on too, so that its answers are handles as well.
+
+PyTorch pickles with the same one. loky has a pickler with reducers of its own: the same two are
+registered there. For joblib see :mod:`xshm.joblib`. It is imported here if it is installed
+(10 ms), since it could not tell us if it were imported later.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
 import sys
+from collections.abc import Callable, Iterator
 from multiprocessing import connection, util
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -37,7 +46,6 @@ from xshm import allocation
 from xshm.message import reduce_array
 
 _enabled = False
-_reduce_connection_as_ever: Any = connection.reduce_connection  # type: ignore[attr-defined]
 
 
 def enable() -> None:
@@ -50,8 +58,13 @@ def enable() -> None:
     """
     global _enabled
     allocation.enable()
-    ForkingPickler.register(np.ndarray, reduce_array)
-    ForkingPickler.register(connection.Connection, _reduce_connection)
+    for register, reduce_connection in _registers():
+        register(np.ndarray, reduce_array)
+        register(connection.Connection, functools.partial(_switch_on, reduce_connection))
+    if _is_installed("joblib"):
+        from xshm import joblib
+
+        joblib.enable()
     _enabled = True
 
 
@@ -59,13 +72,33 @@ def disable() -> None:
     """Send arrays as ``multiprocessing`` does by itself; children that exist stay as they are."""
     global _enabled
     allocation.disable()
-    ForkingPickler.register(np.ndarray, np.ndarray.__reduce__)
-    ForkingPickler.register(connection.Connection, _reduce_connection_as_ever)
+    for register, reduce_connection in _registers():
+        register(np.ndarray, np.ndarray.__reduce__)
+        register(connection.Connection, reduce_connection)
+    if _is_installed("joblib"):
+        from xshm import joblib
+
+        joblib.disable()
     _enabled = False
 
 
-def _reduce_connection(end: connection.Connection) -> Any:
-    return _rebuild, _reduce_connection_as_ever(end)
+def _registers() -> Iterator[tuple[Callable[[Any, Any], None], Callable[[Any], Any]]]:
+    """Where reducers are registered, and what is registered there for connections."""
+    yield ForkingPickler.register, connection.reduce_connection  # type: ignore[attr-defined]
+    for loky in ("joblib.externals.loky", "loky"):  # a copy of it, which may start its workers
+        if _is_installed(loky.partition(".")[0]):
+            backend = f"{loky}.backend"
+            register = importlib.import_module(f"{backend}.reduction").register
+            posix = importlib.import_module(f"{backend}._posix_reduction")
+            yield register, posix.reduce_connection
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _switch_on(reduce_connection: Callable[[Any], Any], end: connection.Connection) -> Any:
+    return _rebuild, reduce_connection(end)
 
 
 def _rebuild(function: Any, arguments: Any) -> Any:
