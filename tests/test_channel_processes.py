@@ -17,6 +17,7 @@ import pytest
 import xarray as xr
 
 import xshm
+from tests.test_cli import run, told
 from tests.test_process import Peer, held
 from xshm import Channel
 
@@ -405,3 +406,26 @@ def _open_write_and_remove() -> int:
             assert snapshot is None or snapshot.version >= version
             written += 1
     return written
+
+
+# ---- at the shell ----
+
+
+def test_ls_lists_channels_and_rm_removes_them(directory: Path) -> None:
+    with Channel("written") as written, Channel("empty"):
+        written.write(np.zeros(1000))
+        empty, full = told("ls")
+        assert (empty["name"], empty["kind"], empty["nbytes"]) == ("empty", "channel", 4096)
+        assert (full["name"], full["error"]) == ("written", None)
+        assert 8000 < full["nbytes"] < 30_000
+        assert [holder["pid"] for holder in full["holders"]] == [os.getpid()]
+        assert run("ls").stdout.splitlines()[2].endswith(" channel")
+        xshm.publish(np.zeros(3), "written")
+        run("rm", "written", "empty")  # the container first
+        assert [entry["name"] for entry in told("ls")] == ["written"]
+        run("rm", "written")
+        assert told("ls") == []
+        with pytest.raises(xshm.ChannelNotFoundError):
+            written.write(1)
+        assert "no container 'written'" in run("rm", "written", code=1).stderr
+        assert not list(directory.glob("*/channels/*"))

@@ -249,6 +249,22 @@ def all_in(directory: Directory) -> list[str]:
         return []
 
 
+def status_of(directory: Directory, name: str) -> tuple[os.stat_result, int]:
+    """The status of a channel's control page, and the bytes of its files.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no channel of that name.
+    """
+    path = path_of(directory, name)
+    control = os.lstat(path / "control")
+    nbytes = control.st_size
+    with contextlib.suppress(FileNotFoundError):  # nothing was written yet
+        nbytes += os.lstat(path / LATEST).st_size
+    return control, nbytes
+
+
 def _open_folder(path: Path) -> int:
     for folder in (path.parent, path):
         with contextlib.suppress(FileExistsError):

@@ -16,6 +16,7 @@ from dask.utils import format_bytes
 
 import xshm
 from xshm import janitor, lock_file
+from xshm.channel import control
 from xshm.cli import header
 from xshm.cli.tables import printable, sizes, table
 from xshm.container import names
@@ -85,6 +86,12 @@ def _ls(chosen: argparse.Namespace) -> int:
         with contextlib.suppress(FileNotFoundError, ContainerNotFoundError):
             status = (here.containers / name).lstat()
             found.append((file_id(status), _entry(name, status.st_size)))
+    for name in control.all_in(here):
+        # A file among the channels is none of them.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            status, nbytes = control.status_of(here, name)
+            entry = {"name": name, "nbytes": nbytes, "kind": "channel"}
+            found.append((file_id(status), {**entry, "created": None, "dims": None, "error": None}))
     holders = holders_of([file for file, _ in found])
     for file, entry in found:
         entry["holders"] = [holder._asdict() for holder in holders[file]]
@@ -108,7 +115,8 @@ def _row(entry: dict[str, Any]) -> list[str]:
     row = [entry["name"], format_bytes(entry["nbytes"])]
     if entry["error"] is not None:
         return [*row, "", holders, f"unreadable: {entry['error']}"]
-    return [*row, _age(entry["created"]), holders, sizes(entry["dims"])]
+    what = "channel" if entry["kind"] == "channel" else sizes(entry["dims"])
+    return [*row, _age(entry["created"]), holders, what]
 
 
 def _age(created: str | None) -> str:
@@ -127,10 +135,20 @@ def _rm(chosen: argparse.Namespace) -> int:
     code = 0
     for name in chosen.names:
         try:
-            xshm.unlink(name)
+            _remove(name)
         except XshmError as error:
             code = _fail(error)
     return code
+
+
+def _remove(name: str) -> None:
+    try:
+        xshm.unlink(name)
+    except ContainerNotFoundError:
+        if name not in control.all_in(configured()):
+            raise
+        with xshm.Channel(name) as channel:
+            channel.unlink()
 
 
 def _gc(chosen: argparse.Namespace) -> int:
