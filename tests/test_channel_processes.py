@@ -429,3 +429,14 @@ def test_ls_lists_channels_and_rm_removes_them(directory: Path) -> None:
             written.write(1)
         assert "no container 'written'" in run("rm", "written", code=1).stderr
         assert not list(directory.glob("*/channels/*"))
+
+
+def test_df_counts_what_channels_hold() -> None:
+    with Channel("c") as channel:
+        assert told("df")["channels"] == {"files": 1, "nbytes": 4096}
+        channel.write(np.ones(MIB))
+        usage = told("df")
+        assert usage["channels"]["files"] == 2
+        assert 8 * MIB < usage["channels"]["nbytes"] < 10 * MIB
+        assert usage["segments"]["files"] == 0
+        assert "channels" in run("df").stdout

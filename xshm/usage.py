@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from xshm import janitor
+from xshm.channel import control
 from xshm.directory import Directory
 from xshm.holders import file_id, holders_of
 
-_KINDS = {
+#: What takes room, as it is told apart.
+KINDS = ("containers", "channels", "arrays", "segments", "drafts")
+
+_OF_SUFFIX = {
     ".array": "arrays",
     ".draft": "drafts",
     ".segment": "segments",
@@ -33,8 +37,9 @@ def measure(directory: Directory) -> dict[str, Any]:
 
     Notes
     -----
-    A file with several names is counted as a container rather than as the draft it was, and
-    as a segment of the process that made it rather than of one that hands it on. An array
+    A file with several names is counted as a container rather than as the draft it was, as a
+    channel's rather than as a segment, and as a segment of the process that made it rather than
+    of one that hands it on. An array
     without a name that several processes have open is counted as one of them's.
     """
     dead = {left.process for left in janitor.remains(directory)}
@@ -46,9 +51,13 @@ def measure(directory: Directory) -> dict[str, Any]:
     by_inode: dict[int, tuple[str, str, os.stat_result]] = {}
     for _, status in _files_in(directory.containers):
         by_inode[status.st_ino] = "containers", "", status
+    for name in control.all_in(directory):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # removed; no channel
+            for _, status in _files_in(control.path_of(directory, name)):
+                by_inode[status.st_ino] = "channels", "", status
     # Tokens, which are but other names of segments, come after these.
     for file, status in sorted(_files_in(directory.segments), key=lambda found: found[0].suffix):
-        if kind := _KINDS.get(file.suffix):
+        if kind := _OF_SUFFIX.get(file.suffix):
             by_inode.setdefault(status.st_ino, (kind, file.name.partition(".")[0], status))
 
     def count(kind: str, process: str | None = None) -> dict[str, int]:
@@ -73,7 +82,7 @@ def measure(directory: Directory) -> dict[str, Any]:
         )
     free, size = directory.room()
     room = {"directory": str(directory.path), "size": size, "used": size - free, "free": free}
-    kinds = {kind: count(kind) for kind in ("containers", "arrays", "segments", "drafts")}
+    kinds = {kind: count(kind) for kind in KINDS}
     return {**room, **kinds, "processes": processes}
 
 

@@ -25,7 +25,7 @@ from xshm.directory import configured
 from xshm.errors import ContainerNameError, ContainerNotFoundError, FormatError, XshmError
 from xshm.holders import file_id, holders_of
 from xshm.shared_dataset import SharedDataset
-from xshm.usage import measure, total
+from xshm.usage import KINDS, measure, total
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -172,8 +172,7 @@ def _gc(chosen: argparse.Namespace) -> int:
 def _df(chosen: argparse.Namespace) -> int:
     usage = measure(configured())
     size, used, free = (format_bytes(usage[key]) for key in ("size", "used", "free"))
-    everything = ("containers", "arrays", "segments", "drafts")
-    kinds = [[kind, *_count(usage[kind])] for kind in everything]
+    kinds = [[kind, *_count(usage[kind])] for kind in KINDS]
     processes = [
         [
             one["id"],
