@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import itertools
 import multiprocessing
 import os
@@ -32,7 +31,7 @@ import xarray as xr
 
 import xshm
 from tests.conftest import files_in, same_bytes
-from tests.test_docs import ROOT, Block, blocks_of, run
+from tests.test_docs import ROOT, Block, blocks_of, run, skip_where_not_installed
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
@@ -67,9 +66,7 @@ def test_both_programs_of_a_section_print_the_same(
     other: Block, ours: Block, tmp_path: Path
 ) -> None:
     """That ours prints what the page says is tested with the other pages."""
-    for module in re.findall(r"^(?:from|import) (\w+)", other.text, re.MULTILINE):
-        if importlib.util.find_spec(module) is None:
-            pytest.skip(f"{module} is not installed")
+    skip_where_not_installed(other)
     script = tmp_path / "other.py"
     script.write_text(other.text)
     assert run([sys.executable, script], tmp_path).stdout == ours.output
@@ -78,7 +75,7 @@ def test_both_programs_of_a_section_print_the_same(
 def test_each_section_has_both_programs() -> None:
     page = (ROOT / "docs" / "coming-from.md").read_text()
     sections = re.findall(r"^## (.*)$", page, re.MULTILINE)
-    assert len(PAIRS) == len(sections) - 1  # torch.multiprocessing is told in words
+    assert len(PAIRS) == len(sections)
 
 
 # ---- programs of their own ----

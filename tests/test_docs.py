@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import doctest
 import importlib
+import importlib.util
 import json
 import os
 import pkgutil
@@ -88,11 +89,22 @@ def run(
 
 # ---- examples in the pages ----
 
+#: Packages that some examples use and xshm does not need.
+OTHERS = {"SharedArray", "joblib", "ndsharray", "ray", "shared_ndarray2", "torch"}
+
+
+def skip_where_not_installed(block: Block) -> None:
+    """Skip an example with other packages where these are not there."""
+    for name in OTHERS.intersection(re.findall(r"^(?:from|import) (\w+)", block.text, re.M)):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
+
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=str)
 def test_an_example_runs_and_prints_what_the_page_says(
     block: Block, tmp_path: Path, directory: Path
 ) -> None:
+    skip_where_not_installed(block)
     # A script, since the workers of a cluster import the main module.
     script = tmp_path / "example.py"
     script.write_text(block.text)
