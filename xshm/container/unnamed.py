@@ -9,9 +9,7 @@ container, also when its sender has ended.
 from __future__ import annotations
 
 import contextlib
-import multiprocessing.util
 import os
-import sys
 import threading
 
 from xshm import process
@@ -143,11 +141,4 @@ def _in_child() -> None:
                 _links[path] = link
 
 
-def _end_in_order(_: object) -> None:
-    # Children of multiprocessing forget, after the fork, what is to be done at their end.
-    if _links:
-        multiprocessing.util.Finalize(None, process.close, exitpriority=0)
-
-
 os.register_at_fork(before=_before_fork, after_in_child=_in_child)
-multiprocessing.util.register_after_fork(sys.modules[__name__], _end_in_order)
