@@ -185,6 +185,24 @@ def test_the_example_of_a_pool_passes_datasets_both_ways_without_a_copy(
     assert files_in(directory) == []
 
 
+def test_the_example_of_a_camera_is_watched_to_its_end(tmp_path: Path, directory: Path) -> None:
+    picture = tmp_path / "equator.png"
+    done = run(
+        [
+            *(sys.executable, ROOT / "examples" / "camera.py"),
+            *("--frames", "60", "--output", picture),
+        ],
+        tmp_path,
+    )
+    assert "wrote 60 frames" in done.stdout
+    watched = re.findall(r"^(\w+): +saw (\d+) frames, missed (\d+), mean age", done.stdout, re.M)
+    assert [who for who, *_ in watched] == ["statistic", "picture"]
+    assert all(int(seen) > 0 and int(seen) + int(missed) == 60 for _, seen, missed in watched)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert done.stderr == ""
+    assert files_in(directory) == []
+
+
 # ---- commands ----
 
 
