@@ -643,6 +643,36 @@ print(a[0])
     assert files_in(directory) == []
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_who_put_an_array_into_a_queue_may_end_before_it_is_read(
+    method: str, tmp_path: Path, directory: Path
+) -> None:
+    told = python(
+        f"""
+        import multiprocessing
+
+        import numpy as np
+
+        import xshm.multiprocessing
+
+        def produce(queue):
+            queue.put((xshm.SharedArray.full(3, 7), np.full(300_000, 8)))
+
+        if __name__ == "__main__":
+            context = multiprocessing.get_context({method!r})
+            queue = context.Queue()
+            producer = context.Process(target=produce, args=(queue,))
+            producer.start()
+            producer.join()
+            shared, own = queue.get()
+            print(shared.tolist(), np.unique(own).tolist())
+        """,
+        tmp_path,
+    )
+    assert told == "[7, 7, 7] [8]\n"
+    assert files_in(directory) == []
+
+
 # ---- Ray ----
 
 
