@@ -1,4 +1,4 @@
-"""A camera, and two who watch it: one is quick and sees every frame, the other one draws.
+"""A camera, and two who watch it: one is quick and misses hardly a frame, the other one draws.
 
 The camera plays the temperature of the sea along the equator from 2006 to 2010, as satellites saw
 it (monthly means of the OSTIA analysis, from the PyPI package ``iris-sample-data``, and what lies

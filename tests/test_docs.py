@@ -172,7 +172,7 @@ def test_the_example_of_a_pool_passes_datasets_both_ways_without_a_copy(
     tmp_path: Path, directory: Path
 ) -> None:
     done = run(
-        [sys.executable, ROOT / "examples" / "pool_of_datasets.py", "--scale", "0.02"], tmp_path
+        [sys.executable, ROOT / "examples" / "pool_of_datasets.py", "--scale", "0.01"], tmp_path
     )
     ways = re.findall(r"^(.*?)(?: +\d+\.\d\d){2}$", done.stdout, re.M)  # it has compared them
     assert ways == ["in this process", "pool of 2", "... import xshm.multiprocessing"]
