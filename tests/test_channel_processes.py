@@ -153,9 +153,10 @@ def test_readers_that_never_read_hold_nobody_up() -> None:
         for _ in range(4):
             stack.enter_context(peer := Peer())
             peer(open_channel)
+        before = xshm.stats()["created"]
         for number in range(200):
             writer.write(np.full(MIB // 8, float(number)))
-        assert xshm.stats()["created"] < 10
+        assert xshm.stats()["created"] <= before + 3
 
 
 def test_several_readers_of_one_writer() -> None:
