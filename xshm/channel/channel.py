@@ -35,6 +35,10 @@ class Channel:
     name : str
         At most 200 bytes, without slashes, not starting with a dot.
 
+    Attributes
+    ----------
+    name : str
+
     Raises
     ------
     ContainerNameError
