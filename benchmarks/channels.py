@@ -154,8 +154,8 @@ def waking(size: int) -> Iterator[dict[str, Call]]:
     """A process that sleeps until something new is there wakes up.
 
     From the start of the call that wakes it until it goes on, "after the call" from the end of
-    that call. A channel and a pipe bring it an array of one number. Medians of 200, with a
-    pause of 2 ms before each.
+    that call. A channel and a pipe bring it an array of one number, the others nothing. Medians
+    of 200, with a pause of 2 ms before each.
     """
     yield {system: functools.partial(fresh, wake, system) for system in SIGNALS}
 
@@ -292,7 +292,7 @@ WORKS = {
             Column("slowest tenth", "slowest tenth, µs", "x"),
             Column("after", "after the call, µs", "x"),
         ),
-        (Goal("median", 200),),
+        (Goal("median", 200), Goal("after", 200)),
         baseline="Pipe",
     ),
 }
