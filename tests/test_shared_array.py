@@ -311,10 +311,32 @@ def test_a_name_given_again_is_not_taken_for_the_old_one() -> None:
     a.unlink()
     with SharedArray.zeros(3, name="example") as other:
         with pytest.raises(ContainerNotFoundError, match="published again"):
-            pickle.loads(pickled)
+            _ = pickle.loads(pickled).size
         with pytest.raises(ContainerNotFoundError):
             a.unlink()
         assert SharedArray("example").name == other.name
+
+
+def test_one_that_is_gone_says_so_when_it_is_used(directory: Path) -> None:
+    """A worker of a Pool that fails to unpickle ends, and its caller would wait for ever."""
+    a: Any = SharedArray.zeros(3, name="example")
+    pickled = pickle.dumps(a)
+    a.unlink()
+    lost = pickle.loads(pickled)
+    assert "example" in repr(lost) == str(lost)
+    for use in (len, np.sum, pickle.dumps, lambda x: x.lock, lambda x: x.__enter__()[0]):
+        with pytest.raises(ContainerNotFoundError, match="'example' was removed"):
+            use(lost)
+    lost.close()
+
+
+def test_it_can_be_published() -> None:
+    a: Any = SharedArray.from_array(np.arange(6.0).reshape(2, 3))
+    with xshm.publish(a, "array"), xshm.publish(xr.Dataset({"v": (("y", "x"), a)}), "dataset"):
+        assert xshm.open("array").tolist() == xshm.open("dataset").v.values.tolist() == a.tolist()
+    with xshm.Channel("example") as channel:
+        channel.write(a)
+        assert channel.read().value.tolist() == a.tolist()
 
 
 # ---- closing ----
@@ -422,7 +444,7 @@ def test_a_pickle_keeps_it_until_it_is_read() -> None:
     assert links() == ["array"]
     assert b.tolist() == [7, 7, 7]
     with pytest.raises(ContainerNotFoundError, match="closed it, or has ended"):
-        pickle.loads(pickled)
+        _ = pickle.loads(pickled).size
     del b
     assert links() == []
 
@@ -521,7 +543,7 @@ def test_in_another_directory_it_is_not_found(tmp_path: Path) -> None:
         dask.config.set({"xshm.directory": str(tmp_path)}),
         pytest.raises(ContainerNotFoundError, match="another host"),
     ):
-        pickle.loads(pickled)
+        _ = pickle.loads(pickled).size
     assert pickle.loads(pickled).size == 3
 
 

@@ -84,12 +84,18 @@ class SharedArray(ArrayProxy[Scalar_co]):
     6.0
     """
 
-    __slots__ = ("__weakref__", "_maker", "_place")
+    __slots__ = ("__weakref__", "_lost", "_maker", "_place")
 
     _place: ArrayHandle
+    _lost: ContainerNotFoundError  # if it was gone before this object could be unpickled
     _maker: int | None  # the process that made it by this object; a child of that is not
 
     def __init__(self, name: str) -> None:
+        if isinstance(name, np.ndarray | ArrayProxy):
+            raise UnsupportedError(
+                "expected the name of a shared array, found an array: SharedArray.from_array(x) "
+                "makes one of it"
+            )
         with opened(name, "r+") as (container, file):
             self._map(_place_of(container), file)
 
@@ -302,12 +308,14 @@ class SharedArray(ArrayProxy[Scalar_co]):
     def _is_open(self) -> bool:
         try:
             _ = self._array
-        except ClosedError:
+        except (ClosedError, ContainerNotFoundError):
             return False
         return True
 
     def __getattr__(self, name: str) -> Any:
         if name == "_array":  # its slot is empty
+            with contextlib.suppress(AttributeError):
+                raise self._lost
             raise ClosedError(
                 f"expected a SharedArray that is open, found that {self._title} is closed: attach "
                 "to it again by its name, or close it later"
@@ -360,7 +368,7 @@ class SharedArray(ArrayProxy[Scalar_co]):
             place = replace(self._place, container=unnamed.own(container))
             return _receive, (place, unnamed.send(container))
         os.close(container.open_file())  # or an error here, rather than where it is unpickled
-        return SharedArray._at, (self._place,)
+        return _receive, (self._place, None)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         return SharedArray, self._place.container.version()
@@ -369,6 +377,9 @@ class SharedArray(ArrayProxy[Scalar_co]):
         if not self._is_open():
             return f"<{self._title} (closed)>"
         return f"<{self._title} shape={self.shape} dtype={self.dtype}>"
+
+    def __str__(self) -> str:
+        return str(self._array) if self._is_open() else repr(self)
 
     @property
     def _title(self) -> str:
@@ -382,14 +393,16 @@ def _place_of(container: Container) -> ArrayHandle:
         layout = None
         if kind == "ndarray":
             spec = container.header["array"]
-            kind, layout = f"array of kind {spec['kind']!r}", arrays.layout(spec)
+            kind, layout = f"an array of kind {spec['kind']!r}", arrays.layout(spec)
         elif kind not in ("dataset", "dataarray", "datatree"):
             raise malformed("a container of a known kind", kind)
+        else:
+            kind = f"a {kind}"
     if layout is None:
         name = container.handle.name
         raise UnsupportedError(
-            f"expected {name!r} to be an array of a dtype of fixed size, found a container of a "
-            f"{kind}: open it with xshm.open({name!r})"
+            f"expected {name!r} to be an array of a dtype of fixed size, found {kind}: open it "
+            f"with xshm.open({name!r})"
         )
     dtype, shape, strides, number, offset = layout
     nbytes = 0
@@ -400,9 +413,17 @@ def _place_of(container: Container) -> ArrayHandle:
     return ArrayHandle(container.handle, offset, shape, strides, dtype)
 
 
-def _receive(place: ArrayHandle, message: str) -> SharedArray[Any]:
-    container = unnamed.receive(message, place.container)
-    return SharedArray._at(replace(place, container=container))
+def _receive(place: ArrayHandle, message: str | None) -> SharedArray[Any]:
+    try:
+        if message is not None:
+            place = replace(place, container=unnamed.receive(message, place.container))
+        return SharedArray._at(place)
+    except ContainerNotFoundError as error:
+        # Raised when it is used: a worker of a multiprocessing.Pool that cannot unpickle its task
+        # ends without a word, and whoever waits for the result waits for ever.
+        lost: SharedArray[Any] = SharedArray.__new__(SharedArray)
+        lost._place, lost._maker, lost._lost = place, None, error
+        return lost
 
 
 def _make(

@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from xshm import _core
+from xshm.array_proxy import ArrayProxy
 from xshm.codecs import scalars
 from xshm.codecs.buffers import Buffers
 from xshm.container.header import Header
@@ -119,7 +120,7 @@ class Contents(NamedTuple):
 def _encode(obj: Any) -> tuple[Header, Buffers]:
     if dask.is_dask_collection(obj) or isinstance(obj, xr.DataTree):
         obj = obj.compute()
-    if isinstance(obj, xr.Dataset | xr.DataArray | xr.DataTree | np.ndarray):
+    if isinstance(obj, xr.Dataset | xr.DataArray | xr.DataTree | np.ndarray | ArrayProxy):
         encoded = encode(obj)
         return encoded.header, encoded.buffers
     value = scalars.encode(obj, "the value")

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from xshm.array_proxy import ArrayProxy
 from xshm.codecs import calendars, flat, masked, ndarrays, objects, pandas_arrays, strings
 from xshm.codecs.buffers import Buffers, Source
 from xshm.codecs.specs import Json, Spec, field, malformed, size, sizes, unsupported
@@ -41,6 +42,8 @@ def encode(x: Any, buffers: Buffers, where: str) -> Spec:
     UnsupportedError
         It is of another class, or has a dtype or elements that cannot be stored.
     """
+    if isinstance(x, ArrayProxy):
+        x = x.get()
     if isinstance(x, pd.api.extensions.ExtensionArray):
         return pandas_arrays.encode(x, buffers, where)
     if type(x) is np.ma.MaskedArray:

@@ -95,5 +95,5 @@ class _NannyMemoryManager(NannyMemoryManager):
         limit = self.memory_limit * self.memory_terminate_fraction
         # It has just ended: distributed sees to that.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-            return own_resident(pid) + segments_of(pid, configured()) <= limit
+            return bool(own_resident(pid) + segments_of(pid, configured()) <= limit)
         return False

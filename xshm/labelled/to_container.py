@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from xshm.array_proxy import ArrayProxy
 from xshm.codecs import arrays, indexes, ndarrays, scalars
 from xshm.codecs.buffers import Buffers
 from xshm.codecs.specs import unsupported
@@ -21,7 +22,7 @@ from xshm.errors import UnsupportedError
 #: Dataset that ``open_dataset`` gives; xarray's own backends use the same.
 DATA_ARRAY_NAME = "__xarray_dataarray_variable__"
 
-Publishable = xr.Dataset | xr.DataArray | xr.DataTree | np.ndarray
+Publishable = xr.Dataset | xr.DataArray | xr.DataTree | np.ndarray | ArrayProxy[Any]
 
 
 class Encoded(NamedTuple):
@@ -75,7 +76,7 @@ def encode(obj: Publishable) -> Encoded:
                     for path, node in obj.subtree_with_keys
                 ],
             }
-        case np.ndarray():
+        case np.ndarray() | ArrayProxy():
             spec = arrays.encode(obj, encoder.buffers, "the array")
             header |= {"kind": "ndarray", "array": spec, "groups": []}
         case _:
