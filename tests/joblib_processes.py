@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -198,10 +199,12 @@ def off(backend: str) -> None:
 
 
 def without_processes() -> None:
-    """Here joblib does all in this process, whatever is asked for."""
+    """Here joblib says so when processes are asked for, and uses threads."""
     switch_on("before")
-    x = np.zeros(N)
-    assert parallel(total, [(x,)] * 2) == [0, 0]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert parallel(total, [(np.zeros(N),)] * 2, backend="loky") == [0, 0]
+    assert "not available" in str(caught[0].message)
     assert xshm.stats()["handles_sent"] == 0
 
 

@@ -28,9 +28,9 @@ def run(directory: Path, program: str, *arguments: str, **environment: str) -> N
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
-    # Where joblib maps files itself, its resource tracker now and then complains of one.
-    errors = done.stderr if program not in ("off", "writes_shared") else ""
-    assert errors == ""
+    # joblib itself prints an error now and then where it maps files, or gives jobs up.
+    if program not in ("off", "writes_shared", "failing"):
+        assert done.stderr == ""
     assert files_in(directory) == []
 
 

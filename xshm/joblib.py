@@ -108,6 +108,7 @@ class _Call:
     def __init__(self) -> None:
         self._copies: dict[int, tuple[weakref.ref[Array], Array]] = {}
         self._tokens: list[str] = []
+        self._is_over = False
 
     def reduce(self, x: Array) -> Any:
         if x.nbytes >= config.get_bytes("threshold") and not x.dtype.hasobject:
@@ -115,6 +116,8 @@ class _Call:
         reduced = reduce_array(x)
         if isinstance(reduced[1][0], Handle):
             self._tokens.append(reduced[1][0].token)
+            if self._is_over:  # the thread that sends jobs may be late
+                self.end()
         return reduced
 
     def _copy(self, x: Array) -> Array:
@@ -128,8 +131,9 @@ class _Call:
 
     def end(self) -> None:
         """Nobody will read what has not been read: another job has failed."""
+        self._is_over = True
         self._copies.clear()
-        for token in self._tokens:
+        for token in tuple(self._tokens):
             process.current().withdraw(token)
 
 
