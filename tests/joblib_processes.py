@@ -72,8 +72,8 @@ def make(i: int) -> np.ndarray:
 
 
 def made_there(backend: str) -> None:
-    """Results are born in shared memory: workers copy nothing, nor does this process."""
-    switch_on("before")
+    """Results are born in shared memory, of workers that run already too: nobody copies them."""
+    switch_on("later")
     results = parallel(make, [(1,), (2,)], backend=backend)
     assert [x[0] for x in results] == [1, 2]
     assert all(xshm.is_shared(x) for x in results)
