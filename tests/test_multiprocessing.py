@@ -164,6 +164,24 @@ def test_nobody_sees_what_another_writes(enabled: None) -> None:
     assert sent(first)[0] == 2
 
 
+@pytest.mark.parametrize("hard", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_masked_arrays_go_by_handle_too(masked: bool, hard: bool, enabled: None) -> None:
+    data = np.arange(float(N))
+    mask = data % 3 == 0 if masked else np.ma.nomask
+    x = np.ma.MaskedArray(data, mask, fill_value=-9.0, hard_mask=hard)
+    message = ForkingPickler.dumps(x)
+    assert message.nbytes < 1.1 * N  # the mask is below the threshold
+    arrived = pickle.loads(message)
+    assert type(arrived) is np.ma.MaskedArray
+    assert same_bytes(arrived.data, data)
+    assert (arrived.mask is np.ma.nomask) == (not masked)
+    np.testing.assert_array_equal(arrived.mask, x.mask)
+    assert (arrived.fill_value, arrived.hardmask) == (-9.0, hard)
+    small = np.ma.MaskedArray([1, 2], [True, False])
+    assert sent(small).tolist() == [None, 2]
+
+
 def test_a_view_in_a_segment_is_not_copied(enabled: None) -> None:
     x = np.ones((1000, 1000))[:, 10:]
     before = xshm.stats()["bytes_copied_in"]

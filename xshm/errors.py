@@ -32,7 +32,7 @@ class UnsupportedError(XshmError, TypeError):
 
 
 class ContainerNameError(XshmError, ValueError):
-    """A text that cannot be the name of a container."""
+    """A text that cannot be the name of a container, a channel or a lock."""
 
 
 class ContainerExistsError(XshmError, FileExistsError):

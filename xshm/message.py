@@ -41,6 +41,19 @@ def reduce_array(x: Array) -> Any:
     return x.__reduce__()
 
 
+def reduce_masked_array(x: np.ma.MaskedArray[Any, Any]) -> Any:
+    """What is pickled of a masked array: by itself it would be its bytes, whatever its size."""
+    if x.nbytes < config.get_bytes("threshold") or x.baseclass is not np.ndarray:
+        return x.__reduce__()
+    mask = None if x.mask is np.ma.nomask else x.mask
+    return _mask, (x.data, mask, x.fill_value, x.hardmask)
+
+
+def _mask(data: Array, mask: Array | None, fill_value: Any, hard: bool) -> Any:
+    shown = np.ma.nomask if mask is None else mask
+    return np.ma.MaskedArray(data, shown, fill_value=fill_value, hard_mask=hard)
+
+
 def _take(
     handle: Handle,
     domain: str,

@@ -17,14 +17,14 @@ What arrives is writable, and is the receiver's own: nobody else sees what is wr
 Notes
 -----
 ``multiprocessing`` pickles with its ``ForkingPickler``, where reducers for types can be
-registered. It is used for two:
+registered. It is used for three:
 
-- ``numpy.ndarray``: see :mod:`xshm.message`;
+- ``numpy.ndarray`` and ``numpy.ma.MaskedArray``: see :mod:`xshm.message`;
 - ``Connection``, the end of a pipe. Every queue, pool and manager passes some to its processes,
   before anything else. A process that is given one by a process where this is switched on has
   it switched on too, so that its answers are handles as well.
 
-PyTorch pickles with the same one. loky has a pickler with reducers of its own: the same two are
+PyTorch pickles with the same one. loky has a pickler with reducers of its own: the same are
 registered there. For joblib see :mod:`xshm.joblib`. It is imported here if it is installed
 (10 ms), since it could not tell us if it were imported later.
 """
@@ -43,7 +43,7 @@ from typing import Any
 import numpy as np
 
 from xshm import allocation
-from xshm.message import reduce_array
+from xshm.message import reduce_array, reduce_masked_array
 
 _enabled = False
 
@@ -60,6 +60,7 @@ def enable() -> None:
     allocation.enable()
     for register, reduce_connection in _registers():
         register(np.ndarray, reduce_array)
+        register(np.ma.MaskedArray, reduce_masked_array)
         register(connection.Connection, functools.partial(_switch_on, reduce_connection))
     if _is_installed("joblib"):
         from xshm import joblib
@@ -74,6 +75,7 @@ def disable() -> None:
     allocation.disable()
     for register, reduce_connection in _registers():
         register(np.ndarray, np.ndarray.__reduce__)
+        register(np.ma.MaskedArray, np.ma.MaskedArray.__reduce__)
         register(connection.Connection, reduce_connection)
     if _is_installed("joblib"):
         from xshm import joblib
