@@ -30,7 +30,8 @@ from tests.test_process import (
 from xshm import janitor, process
 from xshm.directory import Directory, configured
 from xshm.errors import LostHandleError
-from xshm.handover import Outbox, receive
+from xshm.handle import Handle
+from xshm.handover import Outbox, copy, receive
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
@@ -254,6 +255,25 @@ def test_processes_that_come_and_go_are_not_taken_for_dead(directory: Path) -> N
         for other in others:
             other.end()
     assert files_in(directory) == []
+
+
+def send_message(number: float) -> Handle | None:
+    """Send an array of this number as a queue does."""
+    return copy(np.full(2**18, float(number)), process.current().new_message())
+
+
+def test_a_message_sent_while_a_janitor_looks_stays(here: Directory) -> None:
+    sender = Peer()
+    sender(own_id)
+    (here.processes / ("0" * 16)).touch()  # found first
+    looking = janitor.remains(here)
+    next(looking).remove(here)
+    message = sender(send_message, 1)
+    sender.kill()
+    for found in looking:
+        found.remove(here)
+    janitor.clean(here)
+    assert (np.frombuffer(receive(message)) == 1).all()
 
 
 def test_a_process_holds_the_lock_of_its_file(here: Directory) -> None:

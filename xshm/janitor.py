@@ -65,13 +65,11 @@ def remains(directory: Directory) -> Iterator[Remains]:
     Segments are listed before processes: a file seen in the first list had its process's
     file then, so that one missing from the second has ended since, in order or not.
     """
-    owned: dict[str, list[str]] = {}
-    for name in os.listdir(directory.segments):
-        owned.setdefault(name.partition(".")[0], []).append(name)
-    for process in sorted({*owned, *os.listdir(directory.processes)}):
+    owners = {name.partition(".")[0] for name in os.listdir(directory.segments)}
+    for process in sorted({*owners, *os.listdir(directory.processes)}):
         with _lock_if_dead(directory, process) as is_dead:
             if is_dead:
-                yield _remains_of(directory, process, owned.get(process, []))
+                yield _remains_of(directory, process)
 
 
 def clean(directory: Directory) -> list[str]:
@@ -99,8 +97,7 @@ def clean(directory: Directory) -> list[str]:
 
 def remove_all_of(directory: Directory, process: str) -> None:
     """Remove every file of a process that is about to end, its own file last."""
-    names = [n for n in os.listdir(directory.segments) if n.partition(".")[0] == process]
-    _remains_of(directory, process, names).remove(directory)
+    _remains_of(directory, process).remove(directory)
 
 
 @contextlib.contextmanager
@@ -143,7 +140,10 @@ def bind_to_life(directory: Directory, process: str, name: str, inode: int) -> P
     return note
 
 
-def _remains_of(directory: Directory, process: str, names: list[str]) -> Remains:
+def _remains_of(directory: Directory, process: str) -> Remains:
+    # Listed now that it makes no more: without a message that it sent last, its own file would
+    # go, and then the message before its time.
+    names = [n for n in os.listdir(directory.segments) if n.partition(".")[0] == process]
     bound = {}
     for name in names:
         if name.endswith(_LIFETIME):
