@@ -67,6 +67,17 @@ def test_python_sees_the_default(directory: Path) -> None:
     assert run("assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL", signal.SIGTERM) == -15
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a pid namespace: only root may")
+def test_the_first_process_of_a_container_goes_on(directory: Path) -> None:
+    program = (
+        "import os, signal, numpy as np, xshm; xshm.enable(); x = np.ones(2**20);"
+        "files = lambda: sorted(os.walk(os.environ['DASK_XSHM__DIRECTORY'])); before = files();"
+        "assert os.getpid() == 1; os.kill(1, signal.SIGTERM); assert files() == before"
+    )
+    subprocess.run(["unshare", "--pid", "--fork", sys.executable, "-c", program], check=True)
+    assert files_in(directory) == []
+
+
 def test_who_left_the_directory_has_no_handler(directory: Path) -> None:
     def is_caught() -> bool:
         status = Path("/proc/self/status").read_text()

@@ -110,9 +110,11 @@ farewell_prepare(int directory, const char *owner, const char *process_file)
     snprintf(leaving.prefix, sizeof leaving.prefix, "%s.", owner);
     strcpy(leaving.process_file, process_file);
     leaving.process = getpid();
+    /* The first process of a container, which such a signal does not end: pid_namespaces(7). */
+    bool is_init = leaving.process == 1;
     struct sigaction action = {.sa_handler = leave, .sa_flags = (int)SA_RESETHAND};
     sigemptyset(&action.sa_mask);
-    for (size_t i = 0; i < SIGNALS; i++) {
+    for (size_t i = 0; i < SIGNALS && !is_init; i++) {
         if (is_handled_by(signals[i], SIG_DFL)) {
             sigaction(signals[i], &action, NULL);
         }
