@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -359,6 +360,40 @@ def test_a_child_does_not_keep_the_lock_of_a_writer_that_was_killed() -> None:
             assert successor.write(2) == 2
         finally:
             os.kill(child, signal.SIGKILL)
+
+
+def test_a_child_forked_while_writers_come_and_go_can_write() -> None:
+    done = threading.Event()
+
+    def come_and_go(name: str) -> None:
+        while not done.is_set():
+            with Channel(name) as channel:
+                channel.write(1)
+
+    with ThreadPoolExecutor(4) as pool:
+        coming = [pool.submit(come_and_go, name) for name in "abcd"]
+        try:
+            for _ in range(100):
+                with Peer() as child:
+                    assert child(_write_in_a_thread, "c of a child") == 1
+        finally:
+            done.set()
+        for one in coming:
+            one.result()
+
+
+def _write_in_a_thread(name: str) -> int | None:
+    """The version, or None if that takes for ever."""
+    versions: list[int] = []
+
+    def write_one() -> None:
+        with Channel(name) as channel:
+            versions.append(channel.write(1))
+
+    thread = threading.Thread(target=write_one, daemon=True)
+    thread.start()
+    thread.join(20)
+    return versions[0] if versions else None
 
 
 def _fork_a_sleeper() -> int:

@@ -23,21 +23,16 @@ def freed_with(manager: SharedMemoryManager) -> contextlib.ExitStack:
     ValueError
         The manager is not running.
     """
+    shutdown = getattr(manager, "shutdown", None)
+    if shutdown is None or not shutdown.still_active():
+        raise ValueError(
+            "expected a SharedMemoryManager that is running, found one that is not: call its "
+            "start(), or use it as the context manager of a block"
+        )
     if manager not in _stacks:
-        shutdown = getattr(manager, "shutdown", None)
-        if shutdown is None or not shutdown.still_active():
-            raise ValueError(
-                "expected a SharedMemoryManager that is running, found one that is not: call its "
-                "start(), or use it as the context manager of a block"
-            )
         stack = contextlib.ExitStack()
+        stack.callback(shutdown)
         # It does nothing in a child that inherited the manager by fork.
-        free = Finalize(manager, stack.close, exitpriority=0)
-
-        def free_and_shut_down() -> None:
-            free()
-            shutdown()
-
-        manager.shutdown = free_and_shut_down  # type: ignore[assignment]
+        manager.shutdown = Finalize(manager, stack.close, exitpriority=0)
         _stacks[manager] = stack
     return _stacks[manager]

@@ -193,9 +193,10 @@ class Control:
 
     def forget_writing(self) -> None:
         """In a child: its parent is the writer."""
-        self._descriptors.remove(self._lock)
-        os.close(self._lock)
-        self._lock = -1
+        with _no_fork:
+            self._descriptors.remove(self._lock)
+            os.close(self._lock)
+            self._lock = -1
 
     # ---- the end ----
 
@@ -301,7 +302,7 @@ def _close(descriptors: list[int]) -> None:
 
 
 # A child is no writer: its copy of the lock would stay when its parent is killed. Between a
-# descriptor's opening and its being known nobody forks.
+# descriptor's opening and its being known, and while it is closed, nobody forks.
 _living: weakref.WeakSet[Control] = weakref.WeakSet()
 _no_fork = threading.RLock()
 

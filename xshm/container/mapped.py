@@ -175,7 +175,7 @@ class MappedArray(np.ndarray[Any, Any]):
 
     def handle(self) -> ArrayHandle | None:
         """What another process needs to see the same bytes; None if they are not the same."""
-        if self._container is None or self._window is None or self.size == 0:
+        if self._container is None or self._window is None or self.nbytes == 0:
             return None
         if not self._container.writable and _core.was_written(bytes_spanned(self)):
             return None

@@ -119,26 +119,24 @@ def drop(container: ContainerHandle) -> None:
 
 def _before_fork() -> None:
     # By now, since the parent may end before the child runs. Where there is no room for a link,
-    # the child has the array, and cannot hand it on.
+    # the child has the array, and cannot hand it on. Another thread may just have dropped one.
     _fork.links = {}
-    if _links:
+    for path, link in [*_links.items()]:
         with contextlib.suppress(OSError):
             me = process.current()
-            for path, link in [*_links.items()]:
-                message = f"{me.directory.segments}/{me.new_message()}"
-                os.link(link, message)
-                _fork.links[path] = message
+            message = f"{me.directory.segments}/{me.new_message()}"
+            os.link(link, message)
+            _fork.links[path] = message
 
 
 def _in_child() -> None:
     _links.clear()
-    if _fork.links:
+    for path, message in _fork.links.items():
         with contextlib.suppress(OSError):
             process.keep_open()
-            for path, message in _fork.links.items():
-                link = str(process.current().new_array())
-                os.rename(message, link)
-                _links[path] = link
+            link = str(process.current().new_array())
+            os.rename(message, link)
+            _links[path] = link
 
 
 os.register_at_fork(before=_before_fork, after_in_child=_in_child)
