@@ -185,9 +185,9 @@ def test_attributes_and_methods_are_those_of_an_ndarray(a: Any, x: np.ndarray) -
 
 def test_an_attribute_that_there_is_not_is_named() -> None:
     a: Any = SharedArray.zeros(1)
-    with pytest.raises(AttributeError, match="nonsense"):
+    with pytest.raises(AttributeError, match="'SharedArray' object has no attribute 'nonsense'"):
         a.nonsense  # noqa: B018
-    with pytest.raises(AttributeError, match="SharedArray"):
+    with pytest.raises(AttributeError, match="'SharedArray' object has no attribute '_nonsense'"):
         a._nonsense  # noqa: B018
     with pytest.raises(AttributeError):
         a.nonsense = 1  # what is set by mistake must not vanish

@@ -101,7 +101,7 @@ class ArrayProxy(NDArrayOperatorsMixin, Generic[Scalar_co]):
 
     def __getattr__(self, name: str) -> Any:
         # What is private or special to an ndarray need not be true of this object.
-        if name.startswith("_"):
+        if name.startswith("_") or not hasattr(self._array, name):
             raise AttributeError(
                 f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self
             )

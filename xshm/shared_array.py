@@ -317,8 +317,8 @@ class SharedArray(ArrayProxy[Scalar_co]):
             with contextlib.suppress(AttributeError):
                 raise self._lost
             raise ClosedError(
-                f"expected a SharedArray that is open, found that {self._title} is closed: attach "
-                "to it again by its name, or close it later"
+                f"expected a SharedArray that is open, found that {self._title} is closed: close "
+                "it later, or attach to it again if it has a name"
             )
         return super().__getattr__(name)
 
@@ -327,9 +327,9 @@ class SharedArray(ArrayProxy[Scalar_co]):
     @overload
     def view(self, dtype: type[ScalarT] | np.dtype[ScalarT]) -> SharedArray[ScalarT]: ...
     @overload
-    def view(self, dtype: DTypeLike) -> SharedArray[Any]: ...
-    def view(self, dtype: Any) -> SharedArray[Any]:
-        """The same bytes as elements of another dtype: writes to one are seen in the other.
+    def view(self, dtype: DTypeLike | None = None) -> SharedArray[Any]: ...
+    def view(self, dtype: Any = None) -> SharedArray[Any]:
+        """The same bytes, as elements of another dtype: writes to one are seen in the other.
 
         Raises
         ------
@@ -338,7 +338,7 @@ class SharedArray(ArrayProxy[Scalar_co]):
         UnsupportedError
             The dtype has no fixed size.
         """
-        dtype = np.dtype(dtype)
+        dtype = self.dtype if dtype is None else np.dtype(dtype)
         check((), dtype)
         try:
             array = self._array.view(dtype)
