@@ -51,7 +51,7 @@ def test_variables_of_a_tree_go_by_their_paths() -> None:
     [
         (maps(), ["dataset", "t2m", "(time, lat, lon)", "title"]),
         (maps().t2m, ["dataarray", "units", "* time"]),
-        (np.zeros(3), ["ndarray"]),
+        (np.eye(2), ["ndarray", "[[1. 0.]\n [0. 1.]]"]),
         (xr.DataTree.from_dict({"/a": maps()}), ["datatree", "Group: /a"]),
     ],
     ids=["Dataset", "DataArray", "ndarray", "DataTree"],

@@ -200,6 +200,8 @@ class SharedDataset:
         if not self.exists:
             return f"<xshm.SharedDataset {self.name!r} (removed or replaced)>"
         title = f"<xshm.SharedDataset {self.name!r}> {self.kind}, {format_bytes(self.nbytes)}"
+        if self.kind == "ndarray":
+            return f"{title}\n{self.open()}"
         return "\n".join([title, *repr(self.open()).splitlines()[1:]])
 
     def _repr_html_(self) -> str:
