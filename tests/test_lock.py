@@ -220,8 +220,9 @@ def test_a_reader_takes_it_again_even_if_a_writer_waits(other: Callable[..., Any
         lock.shared().acquire()
 
 
-def test_a_reader_cannot_become_a_writer() -> None:
-    lock = xshm.Lock("a", reentrant=True)
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_reader_cannot_become_a_writer(reentrant: bool) -> None:
+    lock = xshm.Lock("a", reentrant=reentrant)
     with lock.shared(), pytest.raises(xshm.LockError, match="would wait for itself"):
         lock.acquire()
     with lock:

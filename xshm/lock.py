@@ -99,16 +99,16 @@ class _Side:
                     file.close()
 
     def _check_again(self, hold: _Hold) -> None:
-        if not self._reentrant:
-            raise LockError(
-                f"expected lock {self.name!r} not to be held by this thread, found that it is: "
-                "release it first, or make it with reentrant=True to take it again"
-            )
         if self._exclusive and not hold.exclusive:
             raise LockError(
                 f"expected lock {self.name!r} not to be held by this thread as a reader, found "
                 "that it is: it would wait for itself; release the reader's side first, or take "
                 "the lock exclusively from the start"
+            )
+        if not self._reentrant:
+            raise LockError(
+                f"expected lock {self.name!r} not to be held by this thread, found that it is: "
+                "release it first, or make it with reentrant=True to take it again"
             )
 
     def release(self) -> None:
