@@ -142,7 +142,7 @@ def _attach(name: str) -> mmap.mmap:
         raise SharedMemoryNotFoundError(
             errno.ENOENT,
             "expected the name of a SharedMemory, found none of this name: its maker has not made "
-            "it yet, or it was unlinked (what xshm published is opened by xshm.open)",
+            "it yet, or it was unlinked (what xshm made: xshm.SharedArray(name), xshm.open(name))",
             name,
         ) from error
     try:
@@ -173,7 +173,8 @@ def _buffer_of(memory: Buffer | SharedMemory | SynchronizedBase[Any]) -> memoryv
         view = memoryview(owner)
     except (TypeError, ValueError) as error:  # no buffer; a released one, or one of no format
         raise UnsupportedError(
-            f"expected shared memory or another buffer, found {type(owner).__name__} ({error})"
+            f"expected shared memory or another buffer, found {type(owner).__name__} ({error}): "
+            "xshm.SharedArray.from_array(x) shares arrays and lists; its get() is the ndarray"
         ) from error
     if not view.c_contiguous:
         raise LayoutError(

@@ -118,6 +118,6 @@ def exists(name: str) -> ContainerExistsError:
     """The error for a name that is taken."""
     return ContainerExistsError(
         errno.EEXIST,
-        f"container {name!r} exists: remove it first with xshm.unlink({name!r}), or replace it by "
-        "xshm.publish(..., mode='w')",
+        f"container {name!r} exists: use it (xshm.open, xshm.SharedArray), remove it first with "
+        f"xshm.unlink({name!r}), or replace it by xshm.publish(..., mode='w')",
     )

@@ -82,7 +82,8 @@ def encode(obj: Publishable) -> Encoded:
         case _:
             raise UnsupportedError(
                 "expected a Dataset, DataArray, DataTree or NumPy array to publish, found a "
-                f"{type(obj).__name__}"
+                f"{type(obj).__name__}: lists fit after np.asarray(x), pandas objects after "
+                "x.to_xarray()"
             )
     encoder.warn()
     return Encoded(header, encoder.buffers, encoder.sources, encoder.layouts)
