@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -246,19 +247,21 @@ def _receive_by_event(event: Any) -> Iterator[object]:
 
 @contextmanager
 def _signal_by_condition() -> Iterator[Signal]:
-    condition = PROCESSES.Condition()
+    condition, count = PROCESSES.Condition(), PROCESSES.RawValue("q")
 
     def signal(value: Any) -> None:
         with condition:
+            count.value += 1
             condition.notify()
 
-    yield signal, (condition,)
+    yield signal, (condition, count)
 
 
-def _receive_by_condition(condition: Any) -> Iterator[object]:
-    while True:
+def _receive_by_condition(condition: Any, count: Any) -> Iterator[object]:
+    # It may be notified before it waits, if it had to wait for a core.
+    for seen in itertools.count():
         with condition:
-            condition.wait()
+            condition.wait_for(lambda seen=seen: count.value > seen)
         yield None
 
 
