@@ -337,6 +337,35 @@ def test_forks_while_other_threads_allocate_and_exchange(here: Directory) -> Non
     assert segment_names(here) == []
 
 
+def test_forks_while_another_thread_enters_and_leaves() -> None:
+    stop = threading.Event()
+
+    def enter_and_leave() -> None:
+        while not stop.is_set():
+            process.current()
+            process.close()
+
+    thread = threading.Thread(target=enter_and_leave)
+    thread.start()
+    try:
+        for _ in range(20):
+            child = os.fork()
+            if child == 0:
+                os._exit(_has_a_process_file_open())
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _has_a_process_file_open() -> bool:
+    try:
+        with os.scandir("/proc/self/fd") as entries:
+            return any("/processes/" in os.readlink(entry.path) for entry in entries)
+    except OSError:
+        return True
+
+
 def _child_of_threads(number: float) -> int:
     try:
         assert value_of("mine") == 7

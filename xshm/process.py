@@ -178,15 +178,21 @@ def close() -> None:
 
 
 def _start_anew_in_child() -> None:
-    global _current, _kept_open, _lock
-    _lock = threading.RLock()
+    global _current, _kept_open
+    _lock.release()
     _holders.clear()
     process, _current, _kept_open = _current, None, False
     if process is not None:
         process.forget()
 
 
-os.register_at_fork(after_in_child=_start_anew_in_child)
+# While a thread enters or leaves nobody forks: the child would not know that it has the lock of
+# its parent's file, and would keep the parent from being found dead.
+os.register_at_fork(
+    before=_lock.acquire,
+    after_in_parent=_lock.release,
+    after_in_child=_start_anew_in_child,
+)
 
 
 def _close_at_exit_of_child(_: object) -> None:
