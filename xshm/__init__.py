@@ -1,7 +1,7 @@
 """Labelled arrays in shared memory: processes of one host pass handles instead of bytes.
 
-``dask.distributed.LocalCluster(protocol="shm")`` is all that a dask program needs; nothing
-has to be imported from here. See the README and ``docs/`` for the rest.
+``dask.distributed.LocalCluster(protocol="shm")`` is all that a dask program needs, and
+``import xshm.multiprocessing`` one of plain processes. See the README and ``docs/`` for the rest.
 """
 
 import importlib.metadata

@@ -191,7 +191,8 @@ def receive(handle: Handle) -> memoryview:
         raise LostHandleError(
             errno.ENOENT,
             f"the segment of {handle} is gone: it was withdrawn when its sender closed the "
-            "connection or ended, or somebody else has taken it",
+            "connection or ended, or somebody else has taken it. Send it again, and raise "
+            "xshm.grace if readers come late",
         ) from error
     except OSError as error:  # out of range, a link, no descriptor or memory left
         raise HandleError(
