@@ -444,8 +444,10 @@ def test_a_pickle_keeps_it_until_it_is_read() -> None:
     b = pickle.loads(pickled)
     assert links() == ["array"]
     assert b.tolist() == [7, 7, 7]
+    late = pickle.loads(pickled)
+    assert "gone" in repr(late)
     with pytest.raises(ContainerNotFoundError, match="closed it, or has ended"):
-        _ = pickle.loads(pickled).size
+        _ = late.size
     del b
     assert links() == []
 

@@ -71,8 +71,9 @@ class SharedArray(ArrayProxy[Scalar_co]):
     As the context manager of a block it is closed at the block's end; and the name is removed
     if it was made by this object.
 
-    It is not for processes to wait for each other: whoever changes what others change too,
-    takes the :attr:`lock`.
+    Nobody waits for anybody: whoever changes what others change too, takes the :attr:`lock`.
+
+    A Dataset or DataArray over one stays shared, also when it is passed to another process.
 
     Examples
     --------
@@ -375,7 +376,7 @@ class SharedArray(ArrayProxy[Scalar_co]):
 
     def __repr__(self) -> str:
         if not self._is_open():
-            return f"<{self._title} (closed)>"
+            return f"<{self._title} ({'gone' if hasattr(self, '_lost') else 'closed'})>"
         return f"<{self._title} shape={self.shape} dtype={self.dtype}>"
 
     def __str__(self) -> str:
