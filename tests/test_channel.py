@@ -7,6 +7,7 @@ import gc
 import os
 import pickle
 import struct
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ from tests.test_namespaces import (
     needs_namespaces,
     run_in_namespace,
 )
-from xshm import Channel
+from xshm import Channel, _core
 from xshm.directory import Directory
 from xshm.handover import Outbox
 
@@ -283,6 +284,47 @@ def test_what_cannot_be_held_is_refused_and_nothing_is_lost(
 
 
 @needs_namespaces
+@pytest.mark.parametrize("nbytes", [8, 2 * MIB])
+def test_a_write_that_is_interrupted_anywhere_loses_nothing(nbytes: int, here: Directory) -> None:
+    """As by Ctrl-C: the next one has a version of its own, and nothing is left in between."""
+    with Channel("c") as writer, Channel("c") as reader:
+        values = {writer.write(np.zeros(nbytes // 8)): 0}
+        for moment in range(1, 100):
+            was_interrupted = write_interrupted(writer, np.full(nbytes // 8, moment), moment)
+            snapshot = reader.read()
+            assert snapshot is not None
+            value = snapshot.value[0]
+            assert values.setdefault(snapshot.version, value) == value
+            assert list(here.segments.glob("*.token")) == []
+            if not was_interrupted:
+                break
+        assert value == moment
+        assert moment > 3
+        assert sorted(values) == [*range(1, len(values) + 1)]
+
+
+def write_interrupted(channel: Channel, value: np.ndarray, moment: int) -> bool:
+    """Write, and raise when one of these functions returns, the first or a later one."""
+    functions = (_core.share, _core.copy_in, os.rename, os.unlink, _core.tell_event)
+    left = moment
+
+    def interrupt(_: object, event: str, function: object) -> None:
+        nonlocal left
+        if event == "c_return" and function in functions:
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+
+    sys.setprofile(interrupt)
+    try:
+        channel.write(value)
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+
 def test_no_room_for_a_version_leaves_the_one_before(directory: Path) -> None:
     run_in_namespace(write_in_a_small_directory, directory)
 

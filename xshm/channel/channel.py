@@ -115,12 +115,15 @@ class Channel:
         ClosedError
         """
         control = self._open_control()
-        with control.writing:
+        with control.writing, contextlib.ExitStack() as undo:
             if not control.is_writer:
                 control.become_writer()
             version = control.version + 1
-            put(control, Contents.of(obj), version)
+            contents = Contents.of(obj)
+            undo.callback(control.catch_up)  # what is interrupted may be in its place already
+            put(control, contents, version)
             control.announce(version)
+            undo.pop_all()
             return version
 
     # ---- reading ----

@@ -157,9 +157,12 @@ class Control:
                 f"expected channel {self.name!r} to have no writer, found that another "
                 "object or process writes to it: one may write until it is closed or ends"
             ) from None
-        # The one before may have been killed before it could announce its last.
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Announce the latest: who wrote it may have been killed, or interrupted, before."""
         with contextlib.suppress(FileNotFoundError, FormatError):  # none yet, or one to replace
-            self._version[0] = max(self.version, self._latest_version())
+            self.announce(max(self.version, self._latest_version()))
 
     def _open_again(self) -> int:
         try:

@@ -43,19 +43,19 @@ def put(control: Control, contents: Contents, version: int) -> None:
         "" if place is None else place[1],
     )
     memory[:START] = np.frombuffer(first.pack(), np.uint8)
-    if _core.share(memory.data, token) is None:  # it is small
-        try:
-            _core.copy_in(memory.data, token)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise no_room(me.directory, nbytes, "this version") from error
     try:
+        if _core.share(memory.data, token) is None:  # it is small
+            _core.copy_in(memory.data, token)
         # One step of the kernel's: who is killed before or after leaves a whole message.
         os.rename(token, LATEST, src_dir_fd=me.segments_descriptor, dst_dir_fd=control.folder)
     except FileNotFoundError as error:
-        me.withdraw(token)
         raise control.not_found() from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise no_room(me.directory, nbytes, "this version") from error
+    finally:
+        me.withdraw(token)
 
 
 def take(control: Control) -> tuple[Message, memoryview] | None:
