@@ -644,3 +644,11 @@ def test_damage_anywhere_at_the_start_is_found_or_harmless(place: int, folder: P
         else:
             np.testing.assert_array_equal(value, frame(1))
         channel.unlink()
+
+
+def test_who_takes_a_channel_for_a_container_is_told() -> None:
+    with xshm.Channel("camera") as channel:
+        channel.write(1)
+        for use in (xshm.open, xshm.unlink, xshm.SharedArray):
+            with pytest.raises(xshm.ContainerNotFoundError, match=r"xshm\.Channel\('camera'\)"):
+                use("camera")

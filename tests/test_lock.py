@@ -562,3 +562,9 @@ class Locks(RuleBasedStateMachine):
 
 TestLocks = Locks.TestCase
 TestLocks.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_other_locks_first_argument_is_not_taken_for_seconds(blocking: bool) -> None:
+    with pytest.raises(xshm.UnsupportedError, match="timeout=0"):
+        xshm.Lock("example").acquire(blocking)

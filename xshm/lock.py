@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from xshm import names
 from xshm.directory import configured
-from xshm.errors import LockError
+from xshm.errors import LockError, UnsupportedError
 from xshm.lock_file import LockFile
 
 
@@ -74,12 +74,19 @@ class _Side:
             would wait for itself.
         NoRoomError
             The directory has no room for another file.
+        UnsupportedError
+            The timeout is True or False, as other locks take it.
 
         Notes
         -----
         Without a timeout the kernel wakes who waits. With one, the lock is tried at intervals
         of up to 10 ms. A try may also fail when somebody who had the lock is just giving it back.
         """
+        if isinstance(timeout, bool):
+            raise UnsupportedError(
+                f"expected a timeout in seconds, or none, found {timeout}: acquire() waits, "
+                "acquire(timeout=0) does not"
+            )
         hold = _holds.by_path.get(self._path)
         if hold is not None:
             self._check_again(hold)

@@ -144,12 +144,13 @@ class Channel:
         FormatError
             What is there is no version of a channel, or is damaged.
         """
-        taken = take(self._open_control())
+        control = self._open_control()
+        taken = take(control)
         if taken is None:
             # It may have been removed just now.
             self._open_control()
             return None
-        return self._snapshot(*taken)
+        return self._snapshot(*taken, control.has_writer())
 
     def wait(self, timeout: float | None = None) -> Snapshot | None:
         """The next version: one that is newer than the last that this object gave.
@@ -227,13 +228,13 @@ class Channel:
         if control.version > self._last or not has_writer:  # it may not have announced its last
             taken = take(control)
             if taken is not None and taken[0].version > self._last:
-                snapshot = self._snapshot(*taken)
+                snapshot = self._snapshot(*taken, has_writer)
         pause = _LOOK_AGAIN if until is None else min(until - time.monotonic(), _LOOK_AGAIN)
         has_ended = until_end and not has_writer and max(control.version, self._last) > 0
         is_last = snapshot is not None or has_ended or pause <= 0
         return _Look(control, events, snapshot, pause, is_last)
 
-    def _snapshot(self, first: Message, memory: memoryview) -> Snapshot:
+    def _snapshot(self, first: Message, memory: memoryview, has_writer: bool) -> Snapshot:
         missed = max(first.version - self._last - 1, 0)
         age = max(time.monotonic_ns() - first.monotonic, 0)
         value = decode(memory)
@@ -243,7 +244,7 @@ class Channel:
             first.version,
             first.written_at / 1e9,
             age / 1e9,
-            self._open_control().has_writer(),
+            has_writer,
             missed,
         )
 

@@ -99,7 +99,7 @@ def take(control: Control) -> tuple[Message, memoryview] | None:
                 f"expected the latest version of {control.name!r} to be a file, found a folder"
             ) from error
         try:
-            file = open_file(me.directory.segments / token)
+            file = open_file(f"{me.directory.segments}/{token}")
             try:
                 found = os.fstat(file)
                 if os.path.samestat(found, now):

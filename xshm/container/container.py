@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Self
@@ -15,6 +16,7 @@ from xshm.container.handle import ContainerHandle
 from xshm.container.mapped import MappedArray
 from xshm.directory import configured
 from xshm.errors import FormatError
+from xshm.names import check
 
 Mode = Literal["r", "r+"]
 
@@ -145,11 +147,9 @@ def opened(which: str | ContainerHandle, mode: Mode = "r") -> Iterator[tuple[Con
         raise ValueError(f"expected mode 'r' or 'r+', found {mode!r}")
     here = configured()
     if not isinstance(which, ContainerHandle):
-        path = names.path_of(here, which)
-        which = ContainerHandle(
-            f"{here.containers.name}/{path.name}", "", here.domain, mode == "r+"
-        )
-        file = names.open_file(path, write=mode == "r+")
+        path = f"containers/{check(which, 'container')}"
+        which = ContainerHandle(path, "", here.domain, mode == "r+")
+        file = names.open_file(f"{here.path}/{path}", write=mode == "r+")
     else:
         file = which.open_file()
     try:
@@ -194,8 +194,13 @@ def parse(
     ------
     FormatError
     """
-    packed = read(preamble.NBYTES, 0)
+    first = read(mmap.PAGESIZE, 0)  # most headers lie there, too
+    packed = first[: preamble.NBYTES]
     start = preamble.Preamble.unpack(packed, nbytes)
-    packed_header = read(start.header_nbytes, start.header_offset)
+    header_end = start.header_offset + start.header_nbytes
+    if header_end <= len(first):
+        packed_header = first[start.header_offset : header_end]
+    else:
+        packed_header = read(start.header_nbytes, start.header_offset)
     preamble.check(packed, packed_header)
     return start, headers.unpack(packed_header, start.nbytes - start.data_offset)

@@ -120,7 +120,7 @@ class ContainerHandle(NamedTuple):
         """
         here = self.directory()
         try:
-            file = names.open_file(here.path / self.path, write=self.writable)
+            file = names.open_file(f"{here.path}/{self.path}", write=self.writable)
         except ContainerNotFoundError as error:
             raise self.not_found() from error
         try:

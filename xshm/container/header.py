@@ -74,7 +74,7 @@ def unpack(packed: bytes, data_nbytes: int) -> Header:
     FormatError
     """
     try:
-        header = json.loads(packed)
+        header = json.loads(packed.decode())
     except (ValueError, RecursionError) as error:  # no JSON or no UTF-8; nested too deeply
         raise FormatError(f"expected a header in JSON, found otherwise: {error}") from error
     if not isinstance(header, dict) or not isinstance(header.get("buffers"), list):

@@ -17,8 +17,14 @@ def path_of(directory: Directory, name: str) -> Path:
     return directory.containers / check(name, "container")
 
 
-def open_file(path: Path, *, write: bool = False) -> int:
+def open_file(path: str, *, write: bool = False) -> int:
     """Open the file of a container.
+
+    Parameters
+    ----------
+    path : str
+        Not a ``Path``: joining one takes as long as opening the file.
+    write : bool, optional
 
     Returns
     -------
@@ -37,7 +43,7 @@ def open_file(path: Path, *, write: bool = False) -> int:
         # A FIFO would block without O_NONBLOCK; a link is not followed: invariant 9.
         descriptor = os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
-        raise not_found(path) from error
+        raise not_found(Path(path)) from error
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.EACCES):
             raise
@@ -84,9 +90,11 @@ def remove(directory: Directory, name: str) -> None:
 
 def not_found(path: Path) -> ContainerNotFoundError:
     """The error for a name that there is not."""
+    advice = "xshm ls shows which there are"
+    if (path.parents[1] / "channels" / path.name).exists():
+        advice = f"there is a channel of that name: xshm.Channel({path.name!r})"
     return ContainerNotFoundError(
-        errno.ENOENT,
-        f"there is no container {path.name!r} in {path.parent} (xshm ls shows which there are)",
+        errno.ENOENT, f"there is no container {path.name!r} in {path.parent} ({advice})"
     )
 
 
