@@ -567,6 +567,7 @@ def test_objects_are_refused(memory: SharedMemory, dtype: Any) -> None:
         ((Flags * 2)(), "bit fields in Flags"),
         ((Linked * 2)(), "pointers"),
         ((ctypes.c_char_p * 2)(), "c_char_p"),
+        ((ctypes.c_void_p * 2)(), "a pointer"),
         ((ctypes.CFUNCTYPE(None) * 2)(), "give a dtype"),
     ],
 )

@@ -31,7 +31,8 @@ from tests.test_namespaces import (
     run_in_namespace,
 )
 from xshm import Channel, _core
-from xshm.directory import Directory
+from xshm.channel.control import all_in
+from xshm.directory import Directory, configured
 from xshm.handover import Outbox
 
 MIB = 2**20
@@ -346,6 +347,7 @@ def write_in_a_small_directory(directory: str) -> None:
         filler.write_bytes(bytes(os.statvfs(directory).f_bavail * 4096))
         with pytest.raises(xshm.NoRoomError, match="the channel needs"):
             Channel("d")
+        assert all_in(configured()) == []
         filler.unlink()
         with Channel("d") as channel:
             assert channel.write(1) == 1

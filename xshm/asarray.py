@@ -213,6 +213,8 @@ def _dtype_of(kind: Any) -> np.dtype[Any]:
     if isinstance(kind, type) and issubclass(kind, (ctypes.Structure, ctypes.Union)):
         return _dtype_of_structure(kind)
     try:
+        if kind is ctypes.c_void_p:
+            raise TypeError("a pointer")  # NumPy takes it for a number
         dtype: np.dtype[Any] = np.dtype(kind)
     except (TypeError, NotImplementedError) as error:
         raise UnsupportedError(

@@ -91,7 +91,10 @@ class Control:
     def _map(self) -> memoryview:
         # Whoever made it may have been killed on the way: then it is finished here.
         if os.fstat(self._file).st_size < _NBYTES:
-            reserve(self._directory, self._file, 0, _NBYTES, "the channel")
+            with contextlib.ExitStack() as undo:
+                undo.callback(_remove_folder, self.folder, self._path)
+                reserve(self._directory, self._file, 0, _NBYTES, "the channel")
+                undo.pop_all()
         page = memoryview(_core.map_window(self._file, 0, _NBYTES, True))
         start = page[: len(_MAGIC)]
         if start == bytes(len(_MAGIC)):
