@@ -253,11 +253,18 @@ def _count(lock: Any, number: Path, times: int) -> None:
 def test_it_passes_to_tasks_of_a_pool(start: str, tmp_path: Path) -> None:
     number = tmp_path / "number"
     number.write_text("0")
+    # Not from here: a fork server that was started by another test knows its directory only.
+    call = f"count_in_pool({start!r}, {str(number)!r})"
+    program = f"from tests.test_lock import count_in_pool; {call}"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    assert number.read_text() == "300"
+
+
+def count_in_pool(start: str, number: str) -> None:
     with multiprocessing.get_context(start).Pool(3) as pool:
-        pool.starmap(_count, [(xshm.Lock("a"), number, 100)] * 3)
+        pool.starmap(_count, [(xshm.Lock("a"), Path(number), 100)] * 3)
         pool.close()
         pool.join()
-    assert number.read_text() == "300"
 
 
 def test_counts_are_right_while_files_of_locks_come_and_go(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -39,7 +40,7 @@ class _Side:
     _exclusive: ClassVar[bool]
 
     def __init__(self, name: str, *, reentrant: bool = False) -> None:
-        self._path = configured().locks / names.check(name, "lock")
+        self._name = names.check(name, "lock")
         self._reentrant = reentrant
 
     @classmethod
@@ -52,7 +53,12 @@ class _Side:
     @property
     def name(self) -> str:
         """Its name."""
-        return self._path.name
+        return self._name
+
+    @functools.cached_property
+    def _path(self) -> Path:
+        # Not before it is used: a worker of a Pool that fails to unpickle a task says nothing.
+        return configured().locks / self._name
 
     def acquire(self, timeout: float | None = None) -> bool:
         """Take the lock.
@@ -74,6 +80,8 @@ class _Side:
             would wait for itself.
         NoRoomError
             The directory has no room for another file.
+        DirectoryError
+            The directory cannot be used.
         UnsupportedError
             The timeout is True or False, as other locks take it.
 
@@ -180,8 +188,6 @@ class Lock(_Side):
     ------
     ContainerNameError
         The text cannot be a name.
-    DirectoryError
-        The directory cannot be used.
 
     Notes
     -----
