@@ -16,7 +16,13 @@ from benchmarks.processes import PACKAGES, WORKS
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("name", WORKS)
+QUICK = ("attach", "element")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in WORKS],
+)
 def test_processes(name: str, tmp_path: Path) -> None:
     """Every system does the work once, and every figure of the table is measured."""
     samples = tmp_path / "samples.json"

@@ -42,26 +42,31 @@ def test_arrays_go_and_come_as_handles_and_are_the_workers_own(
     run(directory, "there_and_back", backend, when)
 
 
+@pytest.mark.slow
 @BACKENDS
 def test_results_are_born_in_shared_memory(backend: str, directory: Path) -> None:
     run(directory, "made_there", backend)
 
 
+@pytest.mark.slow
 @BACKENDS
 def test_an_array_for_many_jobs_is_copied_once_a_call(backend: str, directory: Path) -> None:
     run(directory, "copied_once", backend)
 
 
+@pytest.mark.slow
 @BACKENDS
 def test_an_array_that_was_written_to_is_copied_once_a_call(backend: str, directory: Path) -> None:
     run(directory, "written_since", backend)
 
 
+@pytest.mark.slow
 @BACKENDS
 def test_a_streamed_array_goes_with_its_job(backend: str, directory: Path) -> None:
     run(directory, "streamed", backend)
 
 
+@pytest.mark.slow
 @BACKENDS
 def test_what_workers_write_to_a_file_reaches_it(
     backend: str, directory: Path, tmp_path: Path
@@ -69,6 +74,7 @@ def test_what_workers_write_to_a_file_reaches_it(
     run(directory, "files", backend, str(tmp_path / "data"))
 
 
+@pytest.mark.slow
 @BACKENDS
 def test_who_wants_workers_to_see_each_others_writes_gets_that(
     backend: str, directory: Path

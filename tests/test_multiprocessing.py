@@ -74,10 +74,10 @@ def test_a_child_outlives_its_parent(method: str, directory: Path, tmp_path: Pat
     [
         ("normal", 0),
         ("exception", 1),
-        ("exit", 3),
         ("terminate", -signal.SIGTERM),
         ("kill", -signal.SIGKILL),
-        ("os._exit", 4),
+        pytest.param("exit", 3, marks=pytest.mark.slow),
+        pytest.param("os._exit", 4, marks=pytest.mark.slow),
     ],
 )
 def test_a_parent_that_ends_leaves_nothing(
