@@ -396,6 +396,26 @@ def test_a_child_forked_while_a_thread_waits_does_not_get_what_it_waits_for() ->
         lock.release()
 
 
+def test_a_child_forked_while_threads_take_locks_can_take_one() -> None:
+    done = threading.Event()
+
+    def take(name: str) -> None:
+        while not done.is_set():
+            with xshm.Lock(name):
+                pass
+
+    with ThreadPoolExecutor(3) as threads:
+        taking = [threads.submit(take, name) for name in "abc"]
+        try:
+            for _ in range(50):
+                with Peer() as peer:
+                    assert peer(_take_and_release, xshm.Lock("d"))
+        finally:
+            done.set()
+        for one in taking:
+            one.result()
+
+
 def test_waiting_can_be_interrupted(other: Callable[..., Any]) -> None:
     lock = xshm.Lock("a")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
 import time
@@ -42,6 +41,7 @@ class _Side:
     def __init__(self, name: str, *, reentrant: bool = False) -> None:
         self._name = names.check(name, "lock")
         self._reentrant = reentrant
+        self._found: Path | None = None
 
     @classmethod
     def _of(cls, name: str, reentrant: bool) -> Self:
@@ -55,10 +55,13 @@ class _Side:
         """Its name."""
         return self._name
 
-    @functools.cached_property
+    @property
     def _path(self) -> Path:
         # Not before it is used: a worker of a Pool that fails to unpickle a task says nothing.
-        return configured().locks / self._name
+        # No cached_property: in Python 3.11 it takes a lock, which a forked child may find taken.
+        if self._found is None:
+            self._found = configured().locks / self._name
+        return self._found
 
     def acquire(self, timeout: float | None = None) -> bool:
         """Take the lock.
