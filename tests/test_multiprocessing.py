@@ -266,6 +266,16 @@ def test_an_unread_message_goes_after_the_grace_period(enabled: None, directory:
     assert files_in(directory) == []
 
 
+def test_without_a_directory_arrays_go_as_bytes(enabled: None, tmp_path: Path) -> None:
+    x = np.ones(N)
+    process.close()
+    before = xshm.stats()["refused"]
+    with dask.config.set({"xshm.directory": str(tmp_path / "missing")}):
+        message = ForkingPickler.dumps(x)
+    assert same_bytes(pickle.loads(message), x)
+    assert xshm.stats()["refused"] == before + 1
+
+
 @needs_namespaces
 def test_without_room_arrays_go_as_bytes(directory: Path) -> None:
     run_in_namespace(send_from_a_small_directory, directory)

@@ -14,7 +14,7 @@ import numpy as np
 from xshm import allocation, config, process
 from xshm.errors import LostHandleError
 from xshm.handle import Handle
-from xshm.handover import copy, receive, share
+from xshm.handover import copy, counters, receive, share
 from xshm.views import span_to_send
 from xshm.whereabouts import bytes_spanned
 
@@ -28,17 +28,22 @@ def reduce_array(x: Array) -> Any:
     -----
     What arrives is writable, and nobody else sees what is written to it, as with any pickle.
     """
-    if x.nbytes >= config.get_bytes("threshold") and not _has_pointers(x.dtype):
-        span = bytes_spanned(x) if _is_contiguous(x) else span_to_send(x)
-        if span is None:
-            with allocation.allocator():  # in a segment, so that it is not copied once more
-                x = x.copy()
-            span = bytes_spanned(x)
+    if x.nbytes < config.get_bytes("threshold") or _has_pointers(x.dtype):
+        return x.__reduce__()
+    try:
         me = process.current()
-        handle = share(span, me.new_message()) or copy(span, me.new_message())
-        if handle is not None:
-            return _take, (handle, me.directory.domain, x.shape, x.dtype, x.strides)
-    return x.__reduce__()
+    except OSError:  # it is full, or cannot be used: its bytes can be sent all the same
+        counters["refused"] += 1
+        return x.__reduce__()
+    span = bytes_spanned(x) if _is_contiguous(x) else span_to_send(x)
+    if span is None:
+        with allocation.allocator():  # in a segment, so that it is not copied once more
+            x = x.copy()
+        span = bytes_spanned(x)
+    handle = share(span, me.new_message()) or copy(span, me.new_message())
+    if handle is None:
+        return x.__reduce__()
+    return _take, (handle, me.directory.domain, x.shape, x.dtype, x.strides)
 
 
 def reduce_masked_array(x: np.ma.MaskedArray[Any, Any]) -> Any:
