@@ -31,10 +31,10 @@ from joblib.pool import (  # type: ignore[import-untyped]
     get_memmapping_reducers,
 )
 
-from xshm import _core, allocation, config, process
+from xshm import allocation, config, process
 from xshm.handle import Handle
-from xshm.message import reduce_array
-from xshm.views import span_to_send
+from xshm.message import reduce_array, reduce_masked_array
+from xshm.views import can_be_handed_over, span_to_send
 from xshm.whereabouts import bytes_spanned
 
 Array = np.ndarray[Any, Any]
@@ -139,11 +139,7 @@ class _Call:
 
 def _has_to_be_copied(x: Array) -> bool:
     contiguous = x.flags.c_contiguous or x.flags.f_contiguous
-    span = bytes_spanned(x) if contiguous else span_to_send(x)
-    if span is None:
-        return True
-    place = _core.locate(span)
-    return place is None or (place[0] != "open" and _core.was_written(span))
+    return not can_be_handed_over(bytes_spanned(x)) if contiguous else span_to_send(x) is None
 
 
 class _Job:
@@ -185,7 +181,11 @@ def _dumps(value: Any, get_pickler: Callable[[], Any], reduce: Reducer) -> bytes
         return _MEMMAP_REDUCERS[np.memmap](x) if _lies_in_memmap(x) else reduce(x)
 
     buffer = io.BytesIO()
-    reducers = {**_MEMMAP_REDUCERS, np.ndarray: reduce_unless_mapped}
+    reducers = {
+        **_MEMMAP_REDUCERS,
+        np.ndarray: reduce_unless_mapped,
+        np.ma.MaskedArray: reduce_masked_array,
+    }
     get_pickler()(buffer, reducers).dump(value)
     return buffer.getvalue()
 

@@ -26,13 +26,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import struct
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 
+from xshm import record_lock
 from xshm.directory import Directory
 from xshm.errors import DirectoryError, NoRoomError
 
@@ -67,17 +67,16 @@ class LockFile:
 
     def take(self, exclusive: bool, until: float | None) -> bool:
         """Take the lock, waiting until a time of :func:`time.monotonic`, or as long as it takes."""
-        passing = _record(fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK)
         kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
         if until is None:
-            fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLKW, passing)
+            record_lock.take(self._descriptor, exclusive=exclusive, wait=True)
             fcntl.flock(self._descriptor, kind)
         elif not (
-            _try_until(until, fcntl.fcntl, self._descriptor, fcntl.F_OFD_SETLK, passing)
-            and _try_until(until, fcntl.flock, self._descriptor, kind | fcntl.LOCK_NB)
+            _try_until(until, lambda: record_lock.take(self._descriptor, exclusive=exclusive))
+            and _try_until(until, lambda: fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB))
         ):
             return False
-        fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, _record(fcntl.F_UNLCK))
+        record_lock.give_back(self._descriptor)
         return True
 
     def is_current(self) -> bool:
@@ -93,9 +92,7 @@ class LockFile:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
-        wanted = _record(fcntl.F_WRLCK)
-        found = fcntl.fcntl(self._descriptor, fcntl.F_OFD_GETLK, wanted)
-        if _kind_of(found) == fcntl.F_UNLCK and self.is_current():
+        if not record_lock.is_held(self._descriptor) and self.is_current():
             os.unlink(self.path)
 
     def give_back(self) -> None:
@@ -129,12 +126,12 @@ def remove_free(directory: Directory) -> None:
             file.close()
 
 
-def _try_until(until: float, attempt: Callable[..., object], *arguments: object) -> bool:
+def _try_until(until: float, attempt: Callable[[], object]) -> bool:
     # The kernel has no wait with a time limit for file locks.
     pause = 1e-4
     while True:
         try:
-            attempt(*arguments)
+            attempt()
         except BlockingIOError:
             left = until - time.monotonic()
             if left <= 0:
@@ -143,19 +140,6 @@ def _try_until(until: float, attempt: Callable[..., object], *arguments: object)
             pause = min(2 * pause, _LONGEST_PAUSE)
         else:
             return True
-
-
-# A struct flock of fcntl(2): kind, whence, start, length, pid.
-_RECORD = struct.Struct("hhqqi0q")
-
-
-def _record(kind: int) -> bytes:
-    return _RECORD.pack(kind, os.SEEK_SET, 0, 1, 0)
-
-
-def _kind_of(record: bytes) -> int:
-    kind: int = _RECORD.unpack(record)[0]
-    return kind
 
 
 def _refused(path: Path, error: OSError) -> NoRoomError | DirectoryError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-import functools
 import html
 import re
 from collections.abc import Mapping
@@ -138,7 +137,7 @@ class SharedDataset:
                     described[f"{prefix}/{name}" if prefix else name] = _info(entry)
         return described
 
-    @functools.cached_property
+    @property
     def lock(self) -> Lock:
         """A lock for those who write to it; another container of the name has another one."""
         return Lock(f"container-{self.generation}")

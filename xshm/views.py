@@ -18,7 +18,7 @@ def span_to_send(x: np.ndarray[Any, Any]) -> memoryview | None:
     if not is_with_gaps(x):
         return None
     span = bytes_spanned(x)
-    return span if is_worth(x, span) and _can_be_handed_over(span) else None
+    return span if is_worth(x, span) and can_be_handed_over(span) else None
 
 
 def is_with_gaps(x: np.ndarray[Any, Any]) -> bool:
@@ -48,7 +48,8 @@ def _are_apart(x: np.ndarray[Any, Any]) -> bool:
     return True
 
 
-def _can_be_handed_over(span: memoryview) -> bool:
+def can_be_handed_over(span: memoryview) -> bool:
+    """Whether bytes lie in a segment, as they were when it was last handed out."""
     place = _core.locate(span)
     # In an open segment nothing was written since it was handed out, as it was not yet.
     return place is not None and (place[0] == "open" or not _core.was_written(span))

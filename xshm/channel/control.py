@@ -16,14 +16,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
-import struct
 import threading
 import weakref
 from pathlib import Path
 
-from xshm import _core
+from xshm import _core, record_lock
 from xshm.channel.message import START, Message
 from xshm.container.room import reserve
 from xshm.directory import Directory
@@ -35,9 +33,6 @@ LATEST = "latest"
 _NBYTES = 4096
 _MAGIC = b"\x93xshmch\x01"  # the last byte is the version of the page's layout
 _EVENTS, _VERSION = slice(8, 12), slice(16, 24)
-
-# A struct flock of fcntl(2): kind, whence, start, length, pid.
-_RECORD = struct.Struct("hhqqi4x")
 
 
 class Control:
@@ -136,8 +131,7 @@ class Control:
 
     def has_writer(self) -> bool:
         """Whether there is a living process that writes."""
-        found = fcntl.fcntl(self._file, fcntl.F_OFD_GETLK, _record(fcntl.F_WRLCK))
-        return bool(_RECORD.unpack(found)[0] != fcntl.F_UNLCK)
+        return record_lock.is_held(self._file)
 
     def become_writer(self) -> None:
         """Be the one that writes, until it is closed.
@@ -153,7 +147,7 @@ class Control:
             self._lock = self._open_again()
             self._descriptors.append(self._lock)
         try:
-            fcntl.fcntl(self._lock, fcntl.F_OFD_SETLK, _record(fcntl.F_WRLCK))
+            record_lock.take(self._lock)
         except BlockingIOError:
             self._give_up_writing()
             raise WriterError(
@@ -194,7 +188,7 @@ class Control:
 
     def _give_up_writing(self) -> None:
         # Closing is not enough: a child that is just being forked has the descriptor too.
-        fcntl.fcntl(self._lock, fcntl.F_OFD_SETLK, _record(fcntl.F_UNLCK))
+        record_lock.give_back(self._lock)
         self.forget_writing()
 
     def forget_writing(self) -> None:
@@ -296,10 +290,6 @@ def _remove_folder(folder: int, path: Path) -> bool:
             raise
         return False
     return True
-
-
-def _record(kind: int) -> bytes:
-    return _RECORD.pack(kind, os.SEEK_SET, 0, 1, 0)
 
 
 def _close(descriptors: list[int]) -> None:
