@@ -39,8 +39,8 @@ def measure(directory: Directory) -> dict[str, Any]:
     -----
     A file with several names is counted as a container rather than as the draft it was, as a
     channel's rather than as a segment, and as a segment of the process that made it rather than
-    of one that hands it on. An array
-    without a name that several processes have open is counted as one of them's.
+    of one that hands it on. An array without a name that several processes have open is counted
+    for one of them.
     """
     dead = {left.process for left in janitor.remains(directory)}
     living = {
