@@ -16,11 +16,13 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
+import dask.config
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 import xshm
+from xshm import process
 
 N = 200_000  # of float64: larger than the threshold
 
@@ -107,6 +109,17 @@ def carriers(context: BaseContext) -> None:
         queue.put(message)
         check(queue.get())
     check(message)  # nobody changed ours
+
+
+def settings(context: BaseContext, directory: str) -> None:
+    """What the parent set in its own program holds for its children."""
+    xshm.multiprocessing.disable()
+    process.close()
+    dask.config.set({"xshm.directory": directory, "xshm.threshold": 80})
+    xshm.multiprocessing.enable()
+    with context.Pool(1) as pool:
+        assert pool.apply(np.cumsum, (np.ones(10),)).tolist() == [*range(1, 11)]
+    assert xshm.stats()["handles_received"] == 1
 
 
 def put(queue: Any, how: str) -> None:

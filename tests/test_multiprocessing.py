@@ -48,6 +48,14 @@ def test_everything_carries_handles_both_ways(method: str, directory: Path) -> N
 
 
 @METHODS
+def test_children_have_the_settings_of_their_parent(
+    method: str, directory: Path, tmp_path: Path
+) -> None:
+    run("settings", method, str(tmp_path))
+    assert files_in(tmp_path) == files_in(directory) == []
+
+
+@METHODS
 def test_a_producer_may_end_before_its_consumer_reads(method: str, directory: Path) -> None:
     run("producers_end", method, "normal", "exit", "terminate", "kill", "os._exit")
     assert files_in(directory) == []

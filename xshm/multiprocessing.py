@@ -22,7 +22,7 @@ registered. It is used for three:
 - ``numpy.ndarray`` and ``numpy.ma.MaskedArray``: see :mod:`xshm.message`;
 - ``Connection``, the end of a pipe. Every queue, pool and manager passes some to its processes,
   before anything else. A process that is given one by a process where this is switched on has
-  it switched on too, so that its answers are handles as well.
+  it switched on too, with the same settings, so that its answers are handles as well.
 
 PyTorch pickles with the same one. loky has a pickler with reducers of its own: the same are
 registered there. For joblib see :mod:`xshm.joblib`. It is imported here if it is installed
@@ -37,13 +37,16 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from multiprocessing import connection, util
+from multiprocessing.context import get_spawning_popen
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
+import dask.config
 import numpy as np
 
 from xshm import allocation
 from xshm.message import reduce_array, reduce_masked_array
+from xshm.spawned import rebuild
 
 _enabled = False
 
@@ -100,12 +103,8 @@ def _is_installed(package: str) -> bool:
 
 
 def _switch_on(reduce_connection: Callable[[Any], Any], end: connection.Connection) -> Any:
-    return _rebuild, reduce_connection(end)
-
-
-def _rebuild(function: Any, arguments: Any) -> Any:
-    # To find this function, the other process has imported this module: it is switched on.
-    return function(*arguments)
+    settings = None if get_spawning_popen() is None else dask.config.get("xshm")
+    return rebuild, (settings, *reduce_connection(end))
 
 
 def _enable_in_child(module: Any) -> None:
