@@ -33,7 +33,10 @@ import xshm
 from tests.conftest import files_in, same_bytes
 from tests.test_docs import ROOT, Block, blocks_of, run, skip_where_not_installed
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+]
 
 SHARED_MEMORY = Path("/dev/shm")
 

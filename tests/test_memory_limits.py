@@ -46,7 +46,8 @@ def wants_of_memory(client: Client) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("protocol", [pytest.param("tcp", marks=pytest.mark.slow), "shm"])
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", clusters.PROTOCOLS)
 def test_what_is_published_does_not_count_as_memory_of_workers(
     protocol: str, directory: Path
 ) -> None:
