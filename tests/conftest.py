@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import secrets
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -42,7 +42,9 @@ def own_directory() -> Iterator[Path]:
     -----
     It is set in the environment too, for processes that a test starts by itself.
     """
-    parent = Path(tempfile.mkdtemp(prefix="xshm-test-", dir="/dev/shm"))
+    # Hexadecimal: dask tries to read the variable as Python, which warns of names such as "1if".
+    parent = Path(f"/dev/shm/xshm-test-{secrets.token_hex(8)}")
+    parent.mkdir(mode=0o700)
     before = _possessions()
     with pytest.MonkeyPatch.context() as patch, dask.config.set({"xshm.directory": str(parent)}):
         patch.setenv("DASK_XSHM__DIRECTORY", str(parent))

@@ -152,6 +152,7 @@ def test_the_example_gives_the_same_trend_over_both_protocols(tmp_path: Path) ->
     assert told["shm"] == told["tcp"]
 
 
+@pytest.mark.slow
 def test_the_example_of_loading_once_saves_memory_for_everybody(
     tmp_path: Path, directory: Path
 ) -> None:

@@ -88,6 +88,7 @@ def again_and_again(action: Callable[[], object], pause: float = 0.01) -> Iterat
 # ---- what others do to files ----
 
 
+@pytest.mark.slow
 def test_lost_tokens(client: Client, directory: Path) -> None:
     lost: list[Path] = []
 

@@ -87,6 +87,7 @@ def test_a_failing_job_leaves_no_message_unread(backend: str, directory: Path) -
     run(directory, "failing", backend)
 
 
+@pytest.mark.slow
 @BACKENDS
 def test_disabled_again_arrays_go_as_before(backend: str, directory: Path) -> None:
     run(directory, "off", backend)

@@ -42,6 +42,7 @@ def client() -> Iterator[Client]:
         yield client
 
 
+@pytest.mark.slow
 def test_twenty_thousand_live_chunks(client: Client) -> None:
     first, second = workers_of(client)
     held = client.submit(_many_chunks, CHUNKS, workers=[first])

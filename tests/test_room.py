@@ -9,6 +9,7 @@ from pathlib import Path
 import dask
 import dask.array as da
 import numpy as np
+import pytest
 
 from tests.clusters import cluster, total, workers_of
 from tests.conftest import files_in
@@ -28,6 +29,7 @@ def test_next_to_nothing_crosses_the_loopback_interface() -> None:
     run_in_namespace(exchange_one_gibibyte)
 
 
+@pytest.mark.slow
 @needs_namespaces
 def test_two_gibibytes_of_work_in_a_directory_of_64_mebibytes(tmp_path: Path) -> None:
     log = run_in_namespace(work_in_a_small_directory, tmp_path)
