@@ -7,6 +7,7 @@ every key of dask's configuration, a file in ``~/.config/dask``, an environment 
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,13 @@ def get(key: str) -> Any:
 
 def get_bytes(key: str) -> int:
     """The value of ``xshm.<key>``, a size such as ``1 MiB``, in bytes."""
-    return int(parse_bytes(get(key)))
+    return _nbytes(get(key))
+
+
+@functools.lru_cache
+def _nbytes(size: str | float) -> int:
+    # Asked for with each array that is pickled.
+    return int(parse_bytes(size))
 
 
 def get_seconds(key: str) -> float:

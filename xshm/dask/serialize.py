@@ -28,6 +28,7 @@ def serialize_ndarray(x: np.ndarray[Any, Any], context: Context | None = None) -
     """Frames of an array, without a copy if it is a view worth sending as it is."""
     if (
         context is not None
+        and is_with_gaps(x)  # first: most arrays have none
         and _shares_domain(context)
         and x.nbytes >= config.get_bytes("threshold")
         and _has_plain_dtype(x)
