@@ -234,9 +234,7 @@ def test_killed_script(directory: Path, whom: str) -> None:
             for child in psutil.Process(working.pid).children(recursive=True):
                 if "resource_tracker" not in str(child.cmdline()):  # Python's own
                     child.kill()
-            working.kill()
-        else:
-            working.terminate()  # its workers find out by themselves, and end
+        working.kill()  # otherwise its workers find out by themselves, and end
         files = list(directory.glob("xshm-*/processes/*"))
         wait_until(lambda: not any(map(_is_locked, files)), "all processes are dead")
     assert any(name.endswith(".segment") for name in files_in(directory))
@@ -247,10 +245,14 @@ def test_killed_script(directory: Path, whom: str) -> None:
 
 def _is_locked(file: Path) -> bool:
     """Whether its process lives, as others of xshm find out."""
-    with file.open("r+") as opened, contextlib.suppress(BlockingIOError):
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        with file.open("r+") as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:  # it has left in order
         return False
-    return True
+    return False
 
 
 def work_until_the_end(ending: str) -> None:
