@@ -269,6 +269,7 @@ def test_irregular_chunks_are_all_told(containers: Path) -> None:
     assert "chunks (1+4+1, 3)" in run("info", "era5").stdout
 
 
+@pytest.mark.slow
 def test_attributes_and_names_of_any_kind(containers: Path) -> None:
     attrs = {
         "nan": float("nan"),
@@ -512,6 +513,7 @@ def _shape(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_print_what_it_says(tmp_path: Path, directory: Path) -> None:
     blocks = blocks_of(PAGE)
     (program,) = (block.text for block in blocks if block.language == "python")

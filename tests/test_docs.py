@@ -132,6 +132,7 @@ def test_examples_of_docstrings(name: str) -> None:
 # ---- the example program ----
 
 
+@pytest.mark.slow
 def test_the_example_gives_the_same_trend_over_both_protocols(tmp_path: Path) -> None:
     told = {}
     for protocol in ("shm", "tcp"):

@@ -180,6 +180,7 @@ def gather_for_ever(address: str) -> None:
 # ---- what users do to clusters ----
 
 
+@pytest.mark.slow
 def test_restart(client: Client) -> None:
     exchange = Exchange(client)
     exchange.wait_until_under_way()
@@ -187,6 +188,7 @@ def test_restart(client: Client) -> None:
     Exchange(client).assert_right()
 
 
+@pytest.mark.slow
 def test_scaled_down_and_up_while_working(client: Client) -> None:
     exchange = Exchange(client)
     exchange.wait_until_under_way()

@@ -117,7 +117,7 @@ def take(how: str, nbytes: int) -> int:
 
 
 @pytest.mark.parametrize("how", ["array", "bytes"])
-@pytest.mark.parametrize("protocol", clusters.PROTOCOLS)
+@pytest.mark.parametrize("protocol", [pytest.param("tcp", marks=pytest.mark.slow), "shm"])
 def test_who_takes_more_than_the_limit_is_ended(protocol: str, how: str) -> None:
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),

@@ -28,7 +28,9 @@ from xshm import janitor, process
 from xshm.directory import configured
 from xshm.errors import LostHandleError
 
-METHODS = pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+METHODS = pytest.mark.parametrize(
+    "method", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.slow)]
+)
 N = 200_000
 
 

@@ -631,6 +631,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_publisher_killed_at_any_moment_leaves_the_whole_or_nothing(directory: Path) -> None:
     for number in range(12):
         with subprocess.Popen(

@@ -66,6 +66,7 @@ def identity(x: Any) -> Any:
 # ---- clusters of their own; first, so that the shared one has not started yet ----
 
 
+@pytest.mark.slow
 def test_results_of_computations_with_several_threads_a_worker(directory: Path) -> None:
     x = np.arange(1000.0 * 1000).reshape(1000, 1000) / 1e6
     a = da.from_array(x, chunks=(500, 500))
@@ -107,6 +108,7 @@ def test_an_asynchronous_client(directory: Path) -> None:
         assert growth(before)["handles_sent"] >= 1
 
 
+@pytest.mark.slow
 def test_spilled_chunks_are_read_back_and_sent(directory: Path) -> None:
     limits = {
         "distributed.worker.memory.target": 0.01,  # 40 MiB of 4 GiB: a chunk more goes to disk
@@ -131,6 +133,7 @@ def test_spilled_chunks_are_read_back_and_sent(directory: Path) -> None:
         del chunks, doubled, chunk, twice
 
 
+@pytest.mark.slow
 def test_a_worker_retires_and_a_cluster_restarts(directory: Path) -> None:
     with leaving_nothing(directory), cluster() as client:
         first, second = workers_of(client)
@@ -186,6 +189,7 @@ def _command(*arguments: str, **env: str) -> Iterator[subprocess.Popen[bytes]]:
         process.wait(30)
 
 
+@pytest.mark.slow
 def test_scheduler_and_workers_of_the_command_line(directory: Path, tmp_path: Path) -> None:
     file = tmp_path / "scheduler.json"
     elsewhere = tmp_path / "elsewhere"
@@ -412,6 +416,7 @@ def test_replicate_and_rebalance(client: Client) -> None:
         np.testing.assert_allclose(list(sums.values()), numbers().sum())
 
 
+@pytest.mark.slow
 def test_labelled_arrays_and_frames(client: Client) -> None:
     time = pd.date_range("2000-01-01", periods=1200)
     t = xr.DataArray(

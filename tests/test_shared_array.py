@@ -750,7 +750,9 @@ def test_a_manager_that_is_not_running_is_refused() -> None:
 
 # ---- programs: tests/sharing_processes.py ----
 
-METHODS = pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+METHODS = pytest.mark.parametrize(
+    "method", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.slow)]
+)
 
 
 def run(*arguments: str) -> None:
