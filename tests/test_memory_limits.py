@@ -46,35 +46,6 @@ def wants_of_memory(client: Client) -> dict[str, int]:
     }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("protocol", clusters.PROTOCOLS)
-def test_what_is_published_does_not_count_as_memory_of_workers(
-    protocol: str, directory: Path
-) -> None:
-    """Neither while they write it, nor while they compute with it."""
-    side = 64
-    shape = NBYTES // (4 * side**2), side, side
-    values = da.ones(shape, "f4", chunks=(CHUNK // (4 * side**2), side, side))
-    dataset = xr.Dataset({"t2m": (("time", "y", "x"), values)})
-    with (
-        LocalCluster(
-            protocol=protocol,
-            n_workers=N_WORKERS,
-            threads_per_worker=1,
-            memory_limit=LIMIT,
-            dashboard_address=":0",
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        client.wait_for_workers(N_WORKERS)
-        with xshm.publish(dataset, "large") as shared:
-            assert shared.nbytes > NBYTES
-            opened = xr.open_dataset(shared, chunks={})
-            assert client.compute(opened.t2m.mean()).result() == 1
-            assert (client.compute(opened.t2m.var("time")).result() == 0).all()
-        assert wants_of_memory(client) == {"pauses": 0, "spills": 0, "restarts": 0}
-
-
 @contextlib.contextmanager
 def limited(protocol: str, n_workers: int, limit: int) -> Iterator[Client]:
     """A cluster whose workers may take so much memory."""
@@ -90,6 +61,25 @@ def limited(protocol: str, n_workers: int, limit: int) -> Iterator[Client]:
     ):
         client.wait_for_workers(n_workers)
         yield client
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", clusters.PROTOCOLS)
+def test_what_is_published_does_not_count_as_memory_of_workers(
+    protocol: str, directory: Path
+) -> None:
+    """Neither while they write it, nor while they compute with it."""
+    side = 64
+    shape = NBYTES // (4 * side**2), side, side
+    values = da.ones(shape, "f4", chunks=(CHUNK // (4 * side**2), side, side))
+    dataset = xr.Dataset({"t2m": (("time", "y", "x"), values)})
+    with limited(protocol, N_WORKERS, LIMIT) as client:
+        with xshm.publish(dataset, "large") as shared:
+            assert shared.nbytes > NBYTES
+            opened = xr.open_dataset(shared, chunks={})
+            assert client.compute(opened.t2m.mean()).result() == 1
+            assert (client.compute(opened.t2m.var("time")).result() == 0).all()
+        assert wants_of_memory(client) == {"pauses": 0, "spills": 0, "restarts": 0}
 
 
 def test_what_all_have_from_one_counts_for_none_of_them() -> None:
