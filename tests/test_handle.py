@@ -131,7 +131,6 @@ def test_numbers_out_of_range_are_refused(offset: Any, nbytes: Any) -> None:
         [0, 1, TOKEN, SEGMENT],
         iter([TOKEN, SEGMENT, 0, 1]),
     ],
-    ids=ascii,
 )
 def test_what_is_not_four_fields_is_refused(fields: Any) -> None:
     with pytest.raises(HandleError):
