@@ -21,6 +21,7 @@ if not hasattr(_core, "HANDLER"):  # the folder of its sources, which Python tak
 from xshm.allocation import allocator, disable, enable, trim
 from xshm.asarray import asarray
 from xshm.channel import Channel, Snapshot
+from xshm.dask.report import report
 from xshm.errors import (
     ChannelNotFoundError,
     ClosedError,
@@ -81,6 +82,7 @@ __all__ = [
     "list",
     "open",
     "publish",
+    "report",
     "stats",
     "trim",
     "unlink",

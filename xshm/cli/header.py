@@ -7,8 +7,8 @@ from typing import Any
 
 from dask.utils import format_bytes
 
-from xshm.cli.tables import printable, sizes
 from xshm.description import Description
+from xshm.tables import printable, sizes
 
 
 def text_of(description: Description) -> str:

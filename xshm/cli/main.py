@@ -7,8 +7,10 @@ import contextlib
 import datetime
 import io
 import json
+import shutil
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,14 +20,17 @@ import xshm
 from xshm import janitor, lock_file
 from xshm.channel import control
 from xshm.cli import header
-from xshm.cli.tables import printable, sizes, table
 from xshm.container import names
 from xshm.description import describe, dims_of
 from xshm.directory import configured
 from xshm.errors import ContainerNameError, ContainerNotFoundError, FormatError, XshmError
 from xshm.holders import file_id, holders_of
 from xshm.shared_dataset import SharedDataset
+from xshm.tables import printable, sizes, table
 from xshm.usage import KINDS, measure, total
+
+_DAY = 86400  # seconds
+_CLEAR = "\x1b[H\x1b[J"  # console_codes(4): to the top left; erase all from there
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,8 +69,26 @@ def _parser() -> argparse.ArgumentParser:
     rm.add_argument("names", metavar="NAME", nargs="+")
     gc = add(_gc, "gc", "remove what processes left that were killed")
     gc.add_argument("--dry-run", action="store_true", help="only tell what would be removed")
-    add(_df, "df", "show the room in the directory, and what takes it")
+    df = add(_df, "df", "show the room in the directory, and what takes it")
+    df.add_argument(
+        "--watch",
+        metavar="SECONDS",
+        nargs="?",
+        type=_seconds,
+        const=1.0,
+        help="show it again and again, every second or as often as told, until Ctrl-C",
+    )
     return parser
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        seconds = float(text)
+        if 0 < seconds <= _DAY:
+            return seconds
+    raise argparse.ArgumentTypeError(
+        f"expected seconds, more than 0 and at most {_DAY}, found {text!r}"
+    )
 
 
 def _print(chosen: argparse.Namespace, value: Any, text: str) -> int:
@@ -170,7 +193,26 @@ def _gc(chosen: argparse.Namespace) -> int:
 
 
 def _df(chosen: argparse.Namespace) -> int:
-    usage = measure(configured())
+    if chosen.watch is None:
+        usage = measure(configured())
+        return _print(chosen, usage, _text_of(usage))
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            usage = measure(configured())
+            print(json.dumps(usage) if chosen.json else _screen_of(_text_of(usage)), flush=True)
+            time.sleep(chosen.watch)
+    return 0
+
+
+def _screen_of(text: str) -> str:
+    if not sys.stdout.isatty():
+        return text + "\n"
+    # As much as fits: what scrolls away could not be drawn over.
+    columns, lines = shutil.get_terminal_size()
+    return _CLEAR + "\n".join(line[:columns] for line in text.splitlines()[: lines - 1])
+
+
+def _text_of(usage: dict[str, Any]) -> str:
     size, used, free = (format_bytes(usage[key]) for key in ("size", "used", "free"))
     kinds = [[kind, *_count(usage[kind])] for kind in KINDS]
     processes = [
@@ -187,7 +229,7 @@ def _df(chosen: argparse.Namespace) -> int:
         table(["WHAT", "FILES", "SIZE"], *kinds),
         table(["PROCESS", "PID", "COMMAND", "ARRAYS", "SEGMENTS", "DRAFTS"], *processes),
     ]
-    return _print(chosen, usage, "\n\n".join(text))
+    return "\n\n".join(text)
 
 
 def _count(total: dict[str, Any]) -> tuple[int, str]:

@@ -23,6 +23,7 @@ from distributed.comm.tcp import (
 from xshm import allocation, process
 from xshm.dask.comm import Shm, Shms
 from xshm.dask.memory import account_for
+from xshm.dask.metrics import tell_of
 from xshm.errors import DirectoryError
 
 
@@ -52,7 +53,9 @@ class _Listener(BaseTCPListener):
     async def start(self) -> None:
         process.hold(self)
         allocation.use_here()
-        account_for(getattr(self.comm_handler, "__self__", None))
+        server = getattr(self.comm_handler, "__self__", None)
+        account_for(server)
+        tell_of(server)
         await super().start()
 
     def stop(self) -> None:

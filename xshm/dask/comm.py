@@ -25,7 +25,7 @@ from distributed.comm.utils import OFFLOAD_THRESHOLD, from_frames, to_frames
 from distributed.protocol import Serialized
 from distributed.utils import nbytes, offload
 
-from xshm import config, process
+from xshm import _core, config, process
 from xshm.dask.domain import same_domain, who_am_i
 from xshm.dask.serialize import takes_no_time
 from xshm.errors import HandleError
@@ -85,6 +85,7 @@ class Shm(Comm):
     async def write(
         self, msg: Any, serializers: list[str] | None = None, on_error: str = "message"
     ) -> int:
+        _core.give_room()  # if asked for: a client that has nothing to do says so now and then
         by_handle = same_domain(self.local_info, self.remote_info)
         quick = by_handle and takes_no_time(msg)
         frames = await to_frames(
@@ -100,13 +101,15 @@ class Shm(Comm):
             # A frame cut to pieces would need a lease for each, and a copy to join them.
             frame_split_size=sys.maxsize if by_handle else self._wire.max_shard_size,
         )
-        large = [place for place, frame in enumerate(frames) if nbytes(frame) >= self._threshold]
+        sizes = [nbytes(frame) for frame in frames]
+        large = [place for place, size in enumerate(sizes) if size >= self._threshold]
+        counters["bytes_sent_small"] += sum(size for size in sizes if size < self._threshold)
         handles: dict[int, Handle] = {}
         try:
             if large:
                 handles = await self._hand_over(frames, large) if by_handle else {}
-                by_wire = [frames[place] for place in large if place not in handles]
-                counters["bytes_sent_inline"] += sum(map(nbytes, by_wire))
+                why = "bytes_sent_without_room" if by_handle else "bytes_sent_to_other_domain"
+                counters[why] += sum(sizes[place] for place in large if place not in handles)
                 frames = [frame for place, frame in enumerate(frames) if place not in handles]
             listed = [(place, *handle) for place, handle in handles.items()]
             header = {"handles": listed, "quick": quick}
@@ -136,7 +139,7 @@ class Shm(Comm):
     async def read(self, deserializers: Any = None) -> Any:
         envelope = await self._wire.read()
         try:
-            frames, quick = _open_envelope(envelope)
+            frames, quick = _open_envelope(envelope, self._threshold)
             return await from_frames(
                 frames,
                 deserialize=self.deserialize,
@@ -208,7 +211,7 @@ def _note_closed(reference: weakref.ref[Shm]) -> None:
         comm._let_go()
 
 
-def _open_envelope(envelope: Any) -> tuple[list[Frame], bool]:
+def _open_envelope(envelope: Any, threshold: int) -> tuple[list[Frame], bool]:
     """All frames of a message, the large ones as leases; and whether it is quick to read.
 
     Raises
@@ -234,6 +237,10 @@ def _open_envelope(envelope: Any) -> tuple[list[Frame], bool]:
             case _:
                 raise _malformed(f"a frame's place below {count}, found {str(entry)[:200]}")
     leases = {place: receive(handle) for place, handle in handles.items()}
+    sizes = [nbytes(frame) for frame in inline]
+    small = sum(size for size in sizes if size < threshold)
+    counters["bytes_received_small"] += small
+    counters["bytes_received_inline"] += sum(sizes) - small
     rest = iter(inline)
     frames = [leases[place] if place in leases else next(rest) for place in range(count)]
     return frames, quick

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-_ON_THE_RIGHT = {"SIZE", "AGE", "FILES", "PID", "SEGMENTS", "DRAFTS"}
+_ON_THE_LEFT = {
+    *("NAME", "OPEN IN", "DIMS", "DEAD PROCESS", "WHAT", "PROCESS", "COMMAND"),
+    *("DIRECTORY", "SEEN BY", "MEMORY OF", "SEGMENTS OF", "SENT BY", "RECEIVED BY", "REMARK"),
+}
 
 
 def printable(text: str) -> str:
@@ -18,9 +21,7 @@ def table(heads: Sequence[str], *rows: Sequence[object]) -> str:
     for head, *cells in zip(heads, *rows, strict=True):
         texts = [head, *(printable(str(cell)) for cell in cells)]
         width = max(map(len, texts))
-        columns.append(
-            [f"{t:>{width}}" if head in _ON_THE_RIGHT else f"{t:{width}}" for t in texts]
-        )
+        columns.append([f"{t:{width}}" if head in _ON_THE_LEFT else f"{t:>{width}}" for t in texts])
     return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
