@@ -31,7 +31,8 @@ from xshm.errors import DirectoryError
 
 PROCESS_ID = re.compile(r"[0-9a-f]{16}")
 SEGMENT_NAME = re.compile(rf"{PROCESS_ID.pattern}\.[0-9a-f]{{1,16}}\.segment")
-TOKEN_NAME = re.compile(rf"{PROCESS_ID.pattern}\.[0-9a-f]{{1,16}}\.(token|message)")
+TOKEN_NAME = re.compile(rf"{PROCESS_ID.pattern}\.[0-9a-f]{{1,16}}\.token")
+MESSAGE_NAME = re.compile(rf"{PROCESS_ID.pattern}\.[0-9a-f]{{1,16}}\.message")
 
 _DOMAIN_ID = re.compile(r"[0-9a-f]{32}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from typing import Any, NamedTuple
 
 from xshm.directory import SEGMENT_NAME, TOKEN_NAME
@@ -30,8 +31,14 @@ class Handle(NamedTuple):
     nbytes: int
 
     @classmethod
-    def parse(cls, fields: Any) -> Handle:
-        """Check what came over a connection, before anything is opened.
+    def parse(cls, fields: Any, names: re.Pattern[str] = TOKEN_NAME) -> Handle:
+        """Check what came from another process, before anything is opened.
+
+        Parameters
+        ----------
+        fields : object
+        names : re.Pattern, optional
+            Of the tokens that may come this way.
 
         Raises
         ------
@@ -41,7 +48,7 @@ class Handle(NamedTuple):
         match fields:
             case [str(token), str(segment), int(offset), int(nbytes)] if (
                 type(offset) is type(nbytes) is int  # and not bool
-                and TOKEN_NAME.fullmatch(token)
+                and names.fullmatch(token)
                 and SEGMENT_NAME.fullmatch(segment)
                 and 0 <= offset <= _MAX_OFFSET
                 and 0 < nbytes <= _MAX_OFFSET - offset

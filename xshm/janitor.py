@@ -52,7 +52,8 @@ class Remains(NamedTuple):
             if file.parent == directory.containers:
                 directory.remove_name(file.name, status.st_ino)
             else:
-                file.unlink(missing_ok=True)  # another janitor was faster
+                with contextlib.suppress(FileNotFoundError):  # another janitor was faster
+                    os.unlink(file)
 
 
 def remains(directory: Directory) -> Iterator[Remains]:
@@ -65,11 +66,19 @@ def remains(directory: Directory) -> Iterator[Remains]:
     Segments are listed before processes: a file seen in the first list had its process's
     file then, so that one missing from the second has ended since, in order or not.
     """
-    owners = {name.partition(".")[0] for name in os.listdir(directory.segments)}
+    owners = _by_process(os.listdir(directory.segments))
+    dead = []
     for process in sorted({*owners, *os.listdir(directory.processes)}):
         with _lock_if_dead(directory, process) as is_dead:
             if is_dead:
-                yield _remains_of(directory, process)
+                dead.append(process)
+    # Listed once for all, now that they make no more: without a message that was sent last, its
+    # sender's file would go, and then the message before its time.
+    names = _by_process(os.listdir(directory.segments)) if dead else {}
+    for process in dead:
+        with _lock_if_dead(directory, process) as is_dead:
+            if is_dead:
+                yield _remains_of(directory, process, names.get(process, []))
 
 
 def clean(directory: Directory) -> list[str]:
@@ -97,7 +106,8 @@ def clean(directory: Directory) -> list[str]:
 
 def remove_all_of(directory: Directory, process: str) -> None:
     """Remove every file of a process that is about to end, its own file last."""
-    _remains_of(directory, process).remove(directory)
+    names = _by_process(os.listdir(directory.segments)).get(process, [])
+    _remains_of(directory, process, names).remove(directory)
 
 
 @contextlib.contextmanager
@@ -140,10 +150,14 @@ def bind_to_life(directory: Directory, process: str, name: str, inode: int) -> P
     return note
 
 
-def _remains_of(directory: Directory, process: str) -> Remains:
-    # Listed now that it makes no more: without a message that it sent last, its own file would
-    # go, and then the message before its time.
-    names = [n for n in os.listdir(directory.segments) if n.partition(".")[0] == process]
+def _by_process(names: list[str]) -> dict[str, list[str]]:
+    by_process: dict[str, list[str]] = {}
+    for name in names:
+        by_process.setdefault(name.partition(".")[0], []).append(name)
+    return by_process
+
+
+def _remains_of(directory: Directory, process: str, names: list[str]) -> Remains:
     bound = {}
     for name in names:
         if name.endswith(_LIFETIME):

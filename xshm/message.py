@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from xshm import allocation, config, process
+from xshm.directory import MESSAGE_NAME
 from xshm.errors import LostHandleError
 from xshm.handle import Handle
 from xshm.handover import copy, counters, receive, share
@@ -74,7 +75,8 @@ def _take(
             "another: both processes need the same xshm.directory (the environment variable "
             "DASK_XSHM__DIRECTORY reaches every child)",
         )
-    return np.ndarray(shape, dtype, receive(handle), strides=strides)
+    lease = receive(Handle.parse(handle, MESSAGE_NAME))
+    return np.ndarray(shape, dtype, lease, strides=strides)
 
 
 def _is_contiguous(x: Array) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
-import itertools
 import multiprocessing.util
 import os
 import secrets
@@ -40,7 +39,6 @@ class Process:
 
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
-        self._numbers = itertools.count(1)
         with contextlib.ExitStack() as undo:
             self.id, self._lock_descriptor = _make_process_file(directory)
             undo.callback(os.close, self._lock_descriptor)
@@ -75,7 +73,8 @@ class Process:
         return self.directory.segments / self._new_name("array")
 
     def _new_name(self, kind: str) -> str:
-        return f"{self.id}.{next(self._numbers):x}.{kind}"
+        # Random, not counted: who was told one name cannot guess what is on its way to others.
+        return f"{self.id}.{secrets.token_hex(8)}.{kind}"
 
     def withdraw(self, token: str) -> None:
         """Remove a token if it is still there, and is this process's and not its parent's."""

@@ -394,16 +394,23 @@ segment_lease(int directory, segment *s, const char *token, off_t offset, size_t
     }
     int error = 0;
     struct stat status;
-    while (flock(fd, LOCK_SH) != 0 && error == 0) {
+    /* Invariant 8, "nothing in it is trusted": what a peer says is checked against the file;
+     * whose it is before the lock, for which somebody else could let us wait for ever. */
+    if (fstat(fd, &status) != 0) {
+        error = -errno;
+    }
+    else if (!S_ISREG(status.st_mode) || status.st_uid != geteuid()) {
+        error = -EPERM;
+    }
+    while (error == 0 && flock(fd, LOCK_SH) != 0) {
         error = errno == EINTR ? 0 : -errno;
     }
     if (error == 0 && fstat(fd, &status) != 0) {
         error = -errno;
     }
-    /* Invariant 8, "nothing in it is trusted": what a peer says is checked against the file. */
     if (error == 0
-        && (!S_ISREG(status.st_mode) || status.st_uid != geteuid() || offset < 0 || length == 0
-            || offset > status.st_size || length > (size_t)(status.st_size - offset))) {
+        && (offset < 0 || length == 0 || offset > status.st_size
+            || length > (size_t)(status.st_size - offset))) {
         error = -ERANGE;
     }
     if (error == 0) {

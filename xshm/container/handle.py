@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import reprlib
 import uuid
 from typing import NamedTuple
 
 from xshm.container import names, preamble
-from xshm.directory import Directory, configured
-from xshm.errors import ContainerNotFoundError
+from xshm.directory import PROCESS_ID, Directory, configured
+from xshm.errors import ContainerNameError, ContainerNotFoundError
+
+_PATH = re.compile(
+    rf"containers/[^/\0]+|segments/{PROCESS_ID.pattern}\.[0-9a-f]{{1,16}}\.(draft|array)"
+)
 
 
 class ContainerHandle(NamedTuple):
@@ -117,8 +123,14 @@ class ContainerHandle(NamedTuple):
         ------
         ContainerNotFoundError
             It was removed or replaced, or is in the directory of another host.
+        ContainerNameError
+            It is no container's path: a pickle that was not made by xshm.
         """
         here = self.directory()
+        if not _PATH.fullmatch(self.path):
+            raise ContainerNameError(
+                f"expected the path of a container, found {reprlib.repr(self.path)}"
+            )
         try:
             file = names.open_file(f"{here.path}/{self.path}", write=self.writable)
         except ContainerNotFoundError as error:

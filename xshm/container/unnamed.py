@@ -14,7 +14,8 @@ import threading
 
 from xshm import process
 from xshm.container.handle import ContainerHandle
-from xshm.directory import configured
+from xshm.directory import MESSAGE_NAME, configured
+from xshm.errors import ContainerNameError
 
 #: The links of this process, by the path in the handles that its arrays have. After a fork
 #: these are the parent's, and the links are the child's.
@@ -79,6 +80,8 @@ def receive(message: str, container: ContainerHandle) -> ContainerHandle:
         The message was received before, and the sender has closed the container or ended.
     """
     here = container.directory()
+    if not MESSAGE_NAME.fullmatch(message):
+        raise ContainerNameError(f"expected the name of a message, found {message[:200]!r}")
     with contextlib.suppress(FileNotFoundError):
         return _linked(container, f"{here.segments}/{message}")
     again = f"{here.segments}/{process.current().new_message()}"
