@@ -23,7 +23,7 @@ setup(
             sources=[
                 f"xshm/_core/{name}.c"
                 for name in (
-                    *("spans", "segment", "idle", "pool", "window", "futex", "farewell"),
+                    *("spans", "segment", "idle", "room", "pool", "window", "futex", "farewell"),
                     *("allocator", "module"),
                 )
             ],

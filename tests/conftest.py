@@ -73,12 +73,12 @@ def directory() -> Iterator[Path]:
 
 
 def files_in(parent: Path) -> list[str]:
-    """What is in the directory, but for the domain: segments, tokens and process files."""
+    """What is in the directory, but for what stays: segments, tokens and process files."""
     return sorted(
         str(Path(folder, name).relative_to(parent))
         for folder, _, names in os.walk(parent)
         for name in names
-        if name != "domain"
+        if name not in ("domain", "wanted")
     )
 
 

@@ -498,7 +498,7 @@ def test_idle_segments_are_given_up_before_one_is_refused(small: Path) -> None:
     idle.clear()
     large = np.ones(5 * MIB // 8)
     assert xshm.is_shared(large)
-    assert _core.count()["free_segments"] == 0
+    assert _core.count()["free_segments"] == 1  # no more of them than it takes
     assert large.all()
     del large
     assert Outbox().copy(bytes(3 * MIB)) is not None

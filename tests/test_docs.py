@@ -334,8 +334,8 @@ def test_the_design_has_the_invariants_that_the_code_quotes() -> None:
     quoted = 0
     for source in (*(ROOT / "xshm").rglob("*.py"), *(ROOT / "xshm").rglob("*.[ch]")):
         comments = re.sub(r"\s+(?:\*|#)?\s*", " ", source.read_text())
-        for number, words in re.findall(r'Invariant (\d), "([^"]*)"', comments):
-            found = re.search(rf"(?<!\S){number}\. \*\*(.*?)(?= \d\. \*\*| ## )", design)
+        for number, words in re.findall(r'Invariant (\d+), "([^"]*)"', comments):
+            found = re.search(rf"(?<!\S){number}\. \*\*(.*?)(?= \d+\. \*\*| ## )", design)
             assert found, f"{source}: invariant {number}"
             text = found[1].replace("*", "").lower()
             assert words.lower() in text, f"{source}: {words}"

@@ -54,7 +54,7 @@ def share(buffer: Buffer, token: str) -> Handle | None:
     return None if place is None else _sent(token, place, memoryview(buffer).nbytes)
 
 
-def copy(buffer: Buffer, token: str) -> Handle | None:
+def copy(buffer: Buffer, token: str, *, patient: bool = False) -> Handle | None:
     """Send bytes by copying them into a segment.
 
     Parameters
@@ -62,6 +62,8 @@ def copy(buffer: Buffer, token: str) -> Handle | None:
     buffer : buffer
     token : str
         A new name of this process's.
+    patient : bool, optional
+        Whether to wait, for a fifth of a second at most, for room that others are asked to give.
 
     Returns
     -------
@@ -72,7 +74,7 @@ def copy(buffer: Buffer, token: str) -> Handle | None:
     if nbytes == 0:
         return None
     try:
-        place = _core.copy_in(buffer, token)
+        place = _core.copy_in(buffer, token, patient)
     except OSError as error:  # no room, no mapping or no descriptor left
         _say_refused(process.current(), error)
         return None
@@ -98,9 +100,9 @@ class Outbox:
         """As the function of that name."""
         return self._remembered(share(buffer, process.current().new_token()))
 
-    def copy(self, buffer: Buffer) -> Handle | None:
+    def copy(self, buffer: Buffer, *, patient: bool = False) -> Handle | None:
         """As the function of that name."""
-        return self._remembered(copy(buffer, process.current().new_token()))
+        return self._remembered(copy(buffer, process.current().new_token(), patient=patient))
 
     def _remembered(self, handle: Handle | None) -> Handle | None:
         if handle is not None:

@@ -58,6 +58,8 @@ def stats() -> dict[str, int]:
             Memory mappings in use for all of these, at most.
         ``created``, ``recycled``, ``sealed``
             How often a segment was made, used again, handed out.
+        ``given_bytes``
+            Bytes that were kept for the next arrays and were given back because room was short.
 
     Examples
     --------

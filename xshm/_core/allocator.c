@@ -76,17 +76,17 @@ release(void *context, void *start, size_t size)
 static void *
 resize(void *context, void *start, size_t size)
 {
-    size_t capacity = may_be_segment(start) ? pool_capacity(start) : 0;
-    if (capacity == 0) {
-        return numpys->realloc(numpys->ctx, start, size);
-    }
-    if (size <= capacity && size >= capacity / 2) {
+    size_t length = 0;
+    if (may_be_segment(start) && pool_resize(start, size, &length)) {
         return start;
+    }
+    if (length == 0) {
+        return numpys->realloc(numpys->ctx, start, size);
     }
     void *moved = allocate(context, size);
     if (moved != NULL) {
-        memcpy(moved, start, size < capacity ? size : capacity);
-        release(context, start, capacity);
+        memcpy(moved, start, size < length ? size : length);
+        release(context, start, length);
     }
     return moved;
 }

@@ -3,6 +3,7 @@
  *   spans.c      which segment an address lies in
  *   segment.c    system calls on one segment
  *   idle.c       segments without an array: the free ones, and those that wait for others
+ *   room.c       room in the directory, and asking other processes for it
  *   pool.c       all segments of this process: their life, hand-over, fork
  *   window.c     a part of any file of the directory, mapped for as long as somebody looks at it
  *   farewell.c   leaving the directory when a signal ends the process
@@ -43,9 +44,10 @@ typedef struct segment {
     char *start;     /* where its array sees the bytes; NULL while idle */
     char *shared;    /* shared writable mapping, kept populated; NULL if there is none */
     size_t size;     /* bytes mapped at `start` */
+    size_t used;     /* of ours: behind these bytes the file is zero (invariant 10) */
     off_t offset;    /* of `start` in the file: 0, but for leases */
     struct segment *older, *newer; /* while idle: neighbours in its list */
-    uint64_t idle_since;           /* while idle: orders all of them by age */
+    uint64_t idle_since;           /* while idle: a monotonic_time() */
 } segment;
 
 /* ---- spans.c: callers hold the pool's lock ---- */
@@ -65,6 +67,7 @@ int segment_seal(int directory, segment *s);
 int segment_isolate(segment *s);
 int segment_try_reclaim(int directory, const segment *s);
 int segment_shrink(int directory, segment *s, size_t size);
+void segment_use(segment *s, size_t length);
 void segment_unmap(segment *s);
 void segment_unlink(int directory, const segment *s);
 int segment_link(int directory, const segment *s, const char *token);
@@ -83,7 +86,22 @@ size_t size_class(size_t size);
 void idle_push(segment *s, bool handed_out);
 segment *idle_take(int directory, size_t size, bool only_warm);
 segment *idle_evict(size_t keep, size_t waiting);
+segment *idle_evict_one(uint64_t before);
 idle_counts idle_count(void);
+
+/* ---- room.c ---- */
+#define XSHM_MILLISECOND UINT64_C(1000000) /* in nanoseconds, as all times here */
+
+typedef struct {
+    size_t free;   /* bytes */
+    size_t enough; /* if fewer are free, room is short */
+} free_room;
+
+uint64_t monotonic_time(void);
+int room_left(int directory, free_room *r);
+void room_ask(int directory, size_t size);
+bool room_was_asked(int directory, size_t *size);
+bool room_is_time_to_look(void);
 
 /* ---- pool.c ---- */
 typedef struct {
@@ -100,6 +118,7 @@ typedef struct {
     idle_counts idle;                       /* without an array */
     size_t mappings;
     uint64_t created, recycled, sealed;
+    uint64_t given_bytes; /* of idle segments, to a directory that was short of room */
     uint64_t refused;    /* no room, or no mapping left */
     int refused_because; /* errno of the last one refused */
 } pool_counts;
@@ -112,15 +131,18 @@ void pool_set_limits(const pool_limits *limits);
 void pool_set_budget(size_t bytes);
 pool_counts pool_count(void);
 size_t pool_trim(size_t keep);
+size_t pool_give_room(void);
+int pool_make_room(size_t size);
 
 size_t pool_threshold(void);
 segment *pool_take(size_t size, bool only_warm);
 bool pool_give_back(void *start);
-size_t pool_capacity(const void *start);
+bool pool_resize(const void *start, size_t size, size_t *length);
 
 bool pool_find(const char *start, size_t length, segment *found);
 int pool_share(const char *start, size_t length, const char *token, segment *shared);
-int pool_copy_in(const char *bytes, size_t length, const char *token, segment *copied);
+int pool_copy_in(const char *bytes, size_t length, const char *token, bool patient,
+                 segment *copied);
 segment *pool_lease(const char *token, const char *name, off_t offset, size_t length,
                     size_t *skipped, int *error);
 void pool_drop_lease(segment *s);

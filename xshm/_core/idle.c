@@ -12,7 +12,6 @@ struct list {
 static struct list free_lists[CLASSES]; /* ready, by size class */
 static struct list waiting;             /* handed out once: others may hold leases */
 static idle_counts counts;
-static uint64_t last_age;
 
 static unsigned
 log2_of(size_t size)
@@ -48,7 +47,7 @@ free_list(size_t size)
 static void
 list_push(struct list *list, segment *s)
 {
-    s->idle_since = ++last_age;
+    s->idle_since = monotonic_time();
     s->newer = NULL;
     s->older = list->newest;
     *(list->newest ? &list->newest->newer : &list->oldest) = s;
@@ -129,6 +128,31 @@ idle_take(int directory, size_t size, bool only_warm)
     return s;
 }
 
+/* The segment that has been idle longest; NULL if there is none. */
+static segment *
+longest_idle(void)
+{
+    segment *found = waiting.oldest;
+    for (size_t i = 0; i < CLASSES; i++) {
+        segment *s = free_lists[i].oldest;
+        if (s != NULL && (found == NULL || s->idle_since < found->idle_since)) {
+            found = s;
+        }
+    }
+    return found;
+}
+
+static void
+evict(segment *s)
+{
+    if (s == waiting.oldest) {
+        remove_waiting(s);
+    }
+    else {
+        remove_free(s);
+    }
+}
+
 /* Take segments off the lists until no more than `keep_bytes` are idle and no more than
  * `keep_waiting` segments wait: the one that has been idle longest first.  Returns them
  * chained by `older`. */
@@ -141,25 +165,26 @@ idle_evict(size_t keep_bytes, size_t keep_waiting)
         if (!crowded && counts.free_bytes + counts.waiting_bytes <= keep_bytes) {
             return evicted;
         }
-        segment *victim = waiting.oldest;
-        for (size_t i = 0; i < CLASSES && !crowded; i++) {
-            segment *s = free_lists[i].oldest;
-            if (s != NULL && (victim == NULL || s->idle_since < victim->idle_since)) {
-                victim = s;
-            }
-        }
+        segment *victim = crowded ? waiting.oldest : longest_idle();
         if (victim == NULL) {
             return evicted;
         }
-        if (victim == waiting.oldest) {
-            remove_waiting(victim);
-        }
-        else {
-            remove_free(victim);
-        }
+        evict(victim);
         victim->older = evicted;
         evicted = victim;
     }
+}
+
+/* Take the segment that has been idle longest off its list, if it was so before then. */
+segment *
+idle_evict_one(uint64_t before)
+{
+    segment *s = longest_idle();
+    if (s == NULL || s->idle_since >= before) {
+        return NULL;
+    }
+    evict(s);
+    return s;
 }
 
 idle_counts

@@ -182,22 +182,24 @@ windows(PyObject *module, PyObject *unused)
 
 /* ---- hand-over of buffers ---- */
 
-/* Call pool_share or pool_copy_in on a Python buffer: (segment, offset), or NULL with an
+/* Call pool_copy_in or pool_share on a Python buffer: (segment, offset), or NULL with an
  * errno in `*error` (0 if a Python exception is set). */
 static PyObject *
-hand_over(PyObject *args, int (*how)(const char *, size_t, const char *, segment *), int *error)
+hand_over(PyObject *args, bool by_copy, int *error)
 {
     PyObject *object;
     const char *token;
+    int patient = 0;
     Py_buffer view;
     *error = 0;
-    if (!PyArg_ParseTuple(args, "Os", &object, &token)
+    if (!PyArg_ParseTuple(args, by_copy ? "Os|p:copy_in" : "Os:share", &object, &token, &patient)
         || PyObject_GetBuffer(object, &view, PyBUF_ANY_CONTIGUOUS) != 0) {
         return NULL;
     }
     segment s;
     Py_BEGIN_ALLOW_THREADS
-    *error = how(view.buf, (size_t)view.len, token, &s);
+    *error = by_copy ? pool_copy_in(view.buf, (size_t)view.len, token, patient != 0, &s)
+                     : pool_share(view.buf, (size_t)view.len, token, &s);
     Py_END_ALLOW_THREADS
     PyObject *result = NULL;
     if (*error == 0) {
@@ -213,7 +215,7 @@ share(PyObject *module, PyObject *args)
 {
     (void)module;
     int error;
-    PyObject *result = hand_over(args, pool_share, &error);
+    PyObject *result = hand_over(args, false, &error);
     if (error != 0) { /* not to be had as it is, for whatever reason: the caller copies */
         Py_RETURN_NONE;
     }
@@ -225,7 +227,7 @@ copy_in(PyObject *module, PyObject *args)
 {
     (void)module;
     int error;
-    PyObject *result = hand_over(args, pool_copy_in, &error);
+    PyObject *result = hand_over(args, true, &error);
     return error != 0 ? raise_errno(error, "no segment to copy into") : result;
 }
 
@@ -435,13 +437,43 @@ trim(PyObject *module, PyObject *args)
 }
 
 static PyObject *
+give_room(PyObject *module, PyObject *none)
+{
+    (void)module;
+    (void)none;
+    size_t bytes;
+    Py_BEGIN_ALLOW_THREADS
+    bytes = pool_give_room();
+    Py_END_ALLOW_THREADS
+    return PyLong_FromSize_t(bytes);
+}
+
+static PyObject *
+make_room(PyObject *module, PyObject *args)
+{
+    (void)module;
+    Py_ssize_t nbytes;
+    if (!PyArg_ParseTuple(args, "n:make_room", &nbytes)) {
+        return NULL;
+    }
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    error = pool_make_room(nbytes > 0 ? (size_t)nbytes : 0);
+    Py_END_ALLOW_THREADS
+    if (error != 0) {
+        return raise_errno(error, "no room in the directory");
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
 count(PyObject *module, PyObject *none)
 {
     (void)module;
     (void)none;
     pool_counts c = pool_count();
     return Py_BuildValue(
-        "{s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:K,s:K,s:K,s:K,s:i}",
+        "{s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:K,s:K,s:K,s:K,s:K,s:i}",
         "live_segments", (Py_ssize_t)c.live_segments, "live_bytes", (Py_ssize_t)c.live_bytes,
         "leased_segments", (Py_ssize_t)c.leased_segments,
         "leased_bytes", (Py_ssize_t)c.leased_bytes,
@@ -450,7 +482,8 @@ count(PyObject *module, PyObject *none)
         "waiting_bytes", (Py_ssize_t)c.idle.waiting_bytes,
         "mappings", (Py_ssize_t)c.mappings,
         "created", (unsigned long long)c.created, "recycled", (unsigned long long)c.recycled,
-        "sealed", (unsigned long long)c.sealed, "refused", (unsigned long long)c.refused,
+        "sealed", (unsigned long long)c.sealed,
+        "given_bytes", (unsigned long long)c.given_bytes, "refused", (unsigned long long)c.refused,
         "refused_because", c.refused_because);
 }
 
@@ -505,6 +538,8 @@ static PyMethodDef methods[] = {
     {"set_limits", set_limits, METH_VARARGS, NULL},
     {"set_budget", set_budget, METH_VARARGS, NULL},
     {"trim", trim, METH_VARARGS, NULL},
+    {"give_room", give_room, METH_NOARGS, NULL},
+    {"make_room", make_room, METH_VARARGS, NULL},
     {"count", count, METH_NOARGS, NULL},
     {"share", share, METH_VARARGS, NULL},
     {"copy_in", copy_in, METH_VARARGS, NULL},

@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/statvfs.h>
+#include <time.h>
 #include <unistd.h>
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -22,6 +22,9 @@ static int directory = -1; /* -1: the pool is closed */
 static char owner[XSHM_NAME_SIZE / 2];
 static uint64_t opening;      /* counts pool_open: which segments are this pool's */
 static uint64_t last_number;  /* of the segments made: a name is never used twice */
+#define PATIENCE (200 * XSHM_MILLISECOND)   /* for others to give room */
+#define IN_USE (1000 * XSHM_MILLISECOND)    /* after so long, idle is no longer in use */
+
 static pool_limits limits;
 static size_t budget = SIZE_MAX; /* bound on live and idle bytes together */
 static pool_counts counts;
@@ -142,16 +145,108 @@ make_idle(segment *s, bool handed_out)
     }
 }
 
-/* Is there room for `size` more bytes?  Asking first keeps a hopeless reservation from
- * filling what is left, and taking it from others, before it fails. */
-static int
-check_room(int dir, size_t size)
+/* ---- room ---- */
+
+/* Give idle segments up, the one that has been idle longest first: all that it takes until
+ * `size` bytes are free.  Until room is not short any more only those go that are not in use:
+ * what is freed and used again all the time would have to be made again all the time. */
+static size_t
+give_room(int dir, size_t size)
 {
-    struct statvfs room;
-    if (fstatvfs(dir, &room) != 0) {
-        return -errno;
+    size_t given = 0;
+    free_room left;
+    while (room_left(dir, &left) == 0 && left.free < (size > left.enough ? size : left.enough)) {
+        uint64_t before = left.free < size ? UINT64_MAX : monotonic_time() - IN_USE;
+        pthread_mutex_lock(&lock);
+        segment *s = idle_evict_one(before);
+        counts.given_bytes += s == NULL ? 0 : s->size;
+        pthread_mutex_unlock(&lock);
+        if (s == NULL) {
+            break;
+        }
+        given += s->size;
+        discard(dir, s);
     }
-    return room.f_blocks == 0 || (size_t)room.f_bavail * room.f_frsize >= size ? 0 : -ENOSPC;
+    return given;
+}
+
+/* Somebody else may have asked for room: nobody is forced, but all look here whenever they
+ * use the pool, and workers ten times a second. */
+size_t
+pool_give_room(void)
+{
+    size_t size, given = 0;
+    if (!room_is_time_to_look()) {
+        return 0;
+    }
+    pthread_mutex_lock(&lock);
+    int dir = own_directory();
+    pthread_mutex_unlock(&lock);
+    if (dir >= 0) {
+        if (room_was_asked(dir, &size)) {
+            given = give_room(dir, size);
+        }
+        close(dir);
+    }
+    return given;
+}
+
+/* Wait until others have given room, not for long, and not again soon if it was in vain. */
+static bool
+wait_for_room(int dir, size_t size)
+{
+    static uint64_t wait_again;
+    const struct timespec pause = {.tv_nsec = 2 * XSHM_MILLISECOND};
+    uint64_t now = monotonic_time();
+    if (now < __atomic_load_n(&wait_again, __ATOMIC_RELAXED)) {
+        return false;
+    }
+    for (uint64_t until = now + PATIENCE; now < until; now = monotonic_time()) {
+        free_room left;
+        nanosleep(&pause, NULL);
+        if (room_left(dir, &left) != 0) {
+            return false;
+        }
+        if (left.free >= size) {
+            return true;
+        }
+        room_ask(dir, size); /* somebody else may have asked for less */
+    }
+    __atomic_store_n(&wait_again, now + 10 * PATIENCE, __ATOMIC_RELAXED);
+    return false;
+}
+
+/* See to it that there is room for `size` more bytes: own idle segments go first, then others
+ * are asked for theirs.  Looking first keeps a hopeless reservation from filling what is left,
+ * and taking it from others, before it fails. */
+static int
+make_room(int dir, size_t size, bool patient)
+{
+    free_room left;
+    int error = room_left(dir, &left);
+    if (error == 0 && left.free < size && give_room(dir, size) > 0) {
+        error = room_left(dir, &left);
+    }
+    if (error != 0 || (left.free >= size && left.free - size >= left.enough)) {
+        return error;
+    }
+    room_ask(dir, left.free < size ? size : 0);
+    return left.free >= size || (patient && wait_for_room(dir, size)) ? 0 : -ENOSPC;
+}
+
+/* For a file that is not a segment. */
+int
+pool_make_room(size_t size)
+{
+    pthread_mutex_lock(&lock);
+    int dir = own_directory();
+    int error = dir < 0 && directory >= 0 ? -EMFILE : 0;
+    pthread_mutex_unlock(&lock);
+    if (dir >= 0) {
+        error = make_room(dir, size, true);
+        close(dir);
+    }
+    return error;
 }
 
 static void
@@ -163,25 +258,26 @@ note_refusal(int error)
     pthread_mutex_unlock(&lock);
 }
 
-/* Get an idle segment's file, or make it; where there is no room, give up idle ones first. */
+/* Get an idle segment's file, or make it; where there is no room, idle ones go first. */
 static int
-make_room_and(int dir, segment *s, bool fresh, bool huge, const char *bytes, size_t length)
+make_room_and(int dir, segment *s, bool fresh, bool huge, const char *bytes, size_t length,
+              bool patient)
 {
-    int error = fresh ? check_room(dir, s->size) : 0;
-    for (int attempt = 0;; attempt++) {
-        if (error == 0) {
-            if (bytes != NULL) {
-                error = segment_fill(dir, s, fresh, bytes, length);
-            }
-            else {
-                error = fresh ? segment_create(dir, s, huge) : segment_warm(dir, s, huge);
-            }
+    int error = fresh ? make_room(dir, s->size, patient) : 0;
+    for (int attempt = 0; error == 0; attempt++) {
+        if (bytes != NULL) {
+            error = segment_fill(dir, s, fresh, bytes, length);
         }
-        if (error != -ENOSPC || attempt == 1 || pool_trim(0) == 0) {
-            return error;
+        else {
+            error = fresh ? segment_create(dir, s, huge) : segment_warm(dir, s, huge);
+        }
+        /* Somebody was faster, or it is files that there are too many of. */
+        if (error == 0 || error != -ENOSPC || attempt == 1 || pool_trim(0) == 0) {
+            break;
         }
         error = 0;
     }
+    return error;
 }
 
 /* ---- for the allocator ---- */
@@ -192,15 +288,16 @@ pool_threshold(void)
     return __atomic_load_n(&limits.threshold, __ATOMIC_RELAXED);
 }
 
-/* A segment for an array of `size` bytes, warm and mapped, or NULL if there is no room (or,
+/* A segment for an array of `length` bytes, warm and mapped, or NULL if there is no room (or,
  * with `only_warm`, none that is ready).  Its bytes are whatever they were. */
 segment *
-pool_take(size_t size, bool only_warm)
+pool_take(size_t length, bool only_warm)
 {
-    if (size == 0 || size > PTRDIFF_MAX) {
+    if (length == 0 || length > PTRDIFF_MAX) {
         return NULL;
     }
-    size = size_class(size);
+    pool_give_room();
+    size_t size = size_class(length);
     pthread_mutex_lock(&lock);
     if (directory < 0) {
         pthread_mutex_unlock(&lock);
@@ -229,9 +326,12 @@ pool_take(size_t size, bool only_warm)
         error = segment_shrink(dir, s, size);
     }
     if (error == 0 && s->shared == NULL) {
-        error = make_room_and(dir, s, fresh, huge, NULL, 0);
+        error = make_room_and(dir, s, fresh, huge, NULL, 0, false);
     }
-    if (error != 0) {
+    if (error == 0) {
+        segment_use(s, length);
+    }
+    else {
         discard(fresh ? -1 : dir, s);
         note_refusal(error);
     }
@@ -284,18 +384,24 @@ pool_give_back(void *start)
     }
     s->start = NULL;
     make_idle(s, handed_out);
+    pool_give_room();
     return true;
 }
 
-/* Bytes of the segment whose array starts at `start`; 0 if there is none. */
-size_t
-pool_capacity(const void *start)
+/* Make the array at `start` one of `size` bytes where it is, if it has not been handed out and
+ * keeps half of its segment.  `*length` is what it has now; 0 if it is in no segment. */
+bool
+pool_resize(const void *start, size_t size, size_t *length)
 {
     pthread_mutex_lock(&lock);
     segment *s = span_find(start);
-    size_t size = s != NULL && s->start == start ? s->size : 0;
+    *length = s != NULL && s->start == start ? s->used : 0;
+    bool fits = *length > 0 && s->state == SEGMENT_OPEN && size <= s->size && size >= s->size / 2;
+    if (fits) {
+        segment_use(s, size);
+    }
     pthread_mutex_unlock(&lock);
-    return size;
+    return fits;
 }
 
 /* ---- hand-over ---- */
@@ -365,11 +471,12 @@ pool_share(const char *start, size_t length, const char *token, segment *shared)
 
 /* Copy bytes from ordinary memory into a segment and make `token` a name of it. */
 int
-pool_copy_in(const char *bytes, size_t length, const char *token, segment *copied)
+pool_copy_in(const char *bytes, size_t length, const char *token, bool patient, segment *copied)
 {
     if (length == 0) {
         return -EINVAL;
     }
+    pool_give_room();
     size_t size = size_class(length);
     pthread_mutex_lock(&lock);
     if (directory < 0) {
@@ -396,9 +503,10 @@ pool_copy_in(const char *bytes, size_t length, const char *token, segment *copie
     }
     if (error == 0 && s->shared != NULL) {
         memcpy(s->shared, bytes, length);
+        segment_use(s, length);
     }
     else if (error == 0) {
-        error = make_room_and(dir, s, fresh, huge, bytes, length);
+        error = make_room_and(dir, s, fresh, huge, bytes, length, patient);
     }
     if (error != 0) {
         discard(fresh ? -1 : dir, s);
@@ -495,6 +603,8 @@ pool_open(int dir, const char *name, const pool_limits *wanted)
         limits = *wanted;
         budget = SIZE_MAX;
         opening++;
+        size_t size;
+        room_was_asked(directory, &size); /* before us: that has been answered */
     }
     pthread_mutex_unlock(&lock);
     return error;

@@ -168,6 +168,17 @@ segment_create(int directory, segment *s, bool huge)
     return error;
 }
 
+/* Invariant 10, "behind its array a segment is zero": what a longer one left there goes
+ * before the next may be handed out. */
+void
+segment_use(segment *s, size_t length)
+{
+    if (s->used > length) {
+        memset(s->shared + length, 0, s->used - length);
+    }
+    s->used = length;
+}
+
 /* Write `length` bytes into the file of `s`, without mapping it: for bytes that only others
  * will read, writing into a cold file costs half of what storing into a cold mapping does. */
 int
@@ -189,7 +200,11 @@ segment_fill(int directory, segment *s, bool fresh, const char *bytes, size_t le
             error = n == 0 ? -EIO : -errno;
         }
     }
-    if (error == 0 && fresh) { /* the rest of its size, for the next array that gets it */
+    if (error == 0 && s->used > length && ftruncate(fd, (off_t)length) != 0) {
+        error = -errno; /* invariant 10, as in segment_use */
+    }
+    if (error == 0) { /* the rest of its size, for the next array that gets it */
+        s->used = length;
         error = reserve_pages(fd, (off_t)length, (off_t)s->size);
     }
     close(fd);
@@ -316,6 +331,7 @@ segment_shrink(int directory, segment *s, size_t size)
     }
     else {
         s->size = size;
+        s->used = s->used < size ? s->used : size;
         error = ftruncate(fd, (off_t)size) == 0 ? 0 : -errno;
     }
     close(fd);

@@ -45,7 +45,7 @@ def put(control: Control, contents: Contents, version: int) -> None:
     memory[:START] = np.frombuffer(first.pack(), np.uint8)
     try:
         if _core.share(memory.data, token) is None:  # it is small
-            _core.copy_in(memory.data, token)
+            _core.copy_in(memory.data, token, True)
         # One step of the kernel's: who is killed before or after leaves a whole message.
         os.rename(token, LATEST, src_dir_fd=me.segments_descriptor, dst_dir_fd=control.folder)
     except FileNotFoundError as error:

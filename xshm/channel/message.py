@@ -110,11 +110,15 @@ class Contents(NamedTuple):
         return cls(Plan.of(header, buffers), buffers)
 
     def fill(self, memory: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
-        """Copy everything to where the container is to be."""
-        memory[: len(self.plan.start)] = np.frombuffer(self.plan.start, np.uint8)
+        """Copy everything to where the container is to be, and nothing else: gaps are cleared."""
+        end = len(self.plan.start)
+        memory[:end] = np.frombuffer(self.plan.start, np.uint8)
         for source, offset in zip(self.buffers.sources, self.plan.offsets, strict=True):
             if isinstance(source, np.ndarray) and source.nbytes:
+                memory[end:offset] = 0
                 np.ndarray(source.shape, source.dtype, memory, offset)[...] = source
+                end = offset + source.nbytes
+        memory[end:] = 0
 
 
 def _encode(obj: Any) -> tuple[Header, Buffers]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
+from xshm import _core
 from xshm.directory import Directory
 from xshm.errors import NoRoomError
 
@@ -12,13 +13,14 @@ from xshm.errors import NoRoomError
 def reserve(
     here: Directory, file: int, offset: int, nbytes: int, what: str = "the container"
 ) -> None:
-    """Allocate bytes of a file.
+    """Allocate bytes of a file, after idle segments have made room for them if need be.
 
     Raises
     ------
     NoRoomError
     """
     try:
+        _core.make_room(nbytes)
         os.posix_fallocate(file, offset, nbytes)
     except OSError as error:
         if error.errno != errno.ENOSPC:

@@ -124,14 +124,14 @@ class Shm(Comm):
         handles = {place: self._outbox.share(frames[place]) for place in large}
         foreign = [place for place, handle in handles.items() if handle is None]
 
-        def copy() -> None:
+        def copy(patient: bool) -> None:
             for place in foreign:
-                handles[place] = self._outbox.copy(frames[place])
+                handles[place] = self._outbox.copy(frames[place], patient=patient)
 
         if self.allow_offload and sum(nbytes(frames[p]) for p in foreign) > OFFLOAD_THRESHOLD:
-            await offload(copy)
+            await offload(copy, True)
         else:
-            copy()
+            copy(False)
         return {place: handle for place, handle in handles.items() if handle is not None}
 
     # ---- reading ----
