@@ -24,7 +24,7 @@ from tests import exactly
 from tests.conftest import files_in
 from tests.kinds import KINDS
 from tests.kinds_not_held import NOT_HELD
-from tests.test_namespaces import (
+from tests.namespaces import (
     loopback_up,  # noqa: F401  # every process that runs in a namespace begins with it
     mount_tmpfs,
     needs_namespaces,

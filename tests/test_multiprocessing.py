@@ -18,7 +18,7 @@ import pytest
 
 import xshm
 from tests.conftest import files_in, same_bytes, wait_until
-from tests.test_namespaces import (  # noqa: F401  # loopback_up: for run_in_namespace
+from tests.namespaces import (  # noqa: F401  # loopback_up: for run_in_namespace
     loopback_up,
     mount_tmpfs,
     needs_namespaces,

@@ -23,7 +23,7 @@ from dask.callbacks import Callback
 
 import xshm
 from tests.conftest import files_in
-from tests.test_namespaces import (
+from tests.namespaces import (
     loopback_up,  # noqa: F401  # every process that runs in a namespace begins with it
     mount_tmpfs,
     needs_namespaces,
