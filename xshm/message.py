@@ -41,7 +41,7 @@ def reduce_array(x: Array) -> Any:
         with allocation.allocator():  # in a segment, so that it is not copied once more
             x = x.copy()
         span = bytes_spanned(x)
-    handle = share(span, me.new_message()) or copy(span, me.new_message())
+    handle = share(span, me.new_message()) or copy(span, me.new_message(), patient=True)
     if handle is None:
         return x.__reduce__()
     return _take, (handle, me.directory.domain, x.shape, x.dtype, x.strides)
