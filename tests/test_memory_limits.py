@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +16,12 @@ import dask.config
 import numpy as np
 import pytest
 import xarray as xr
-from dask.distributed import Client, LocalCluster
+from dask.distributed import Client, LocalCluster, get_worker, wait
 from distributed.scheduler import KilledWorker
 
 import xshm
 from tests import clusters
+from tests.conftest import wait_until
 
 MiB = 2**20
 LIMIT = 400 * MiB
@@ -116,3 +120,83 @@ def test_who_takes_more_than_the_limit_is_ended(protocol: str, how: str) -> None
         with pytest.raises(KilledWorker):
             client.submit(take, how, 2 * LIMIT).result()
         assert wants_of_memory(client)["restarts"] == 1
+
+
+def spilled(client: Client) -> int:
+    """How many values the workers have on the disk."""
+    return sum(client.run(lambda dask_worker: len(dask_worker.data.disk)).values())
+
+
+def keep(x: Any) -> None:
+    get_worker().kept = x  # type: ignore[attr-defined]
+
+
+def test_a_spilled_chunk_gives_its_segment_back_and_comes_back_into_one() -> None:
+    with (
+        dask.config.set({"distributed.worker.memory.spill-compression": False}),
+        limited("shm", 2, LIMIT) as client,
+    ):
+        owner, other = clusters.workers_of(client)
+        on_owner = {"workers": [owner], "pure": False}
+        first = client.submit(np.full, CHUNK // 8, 7.0, **on_owner)
+        client.submit(keep, first, workers=[other]).result()
+        chunks = [
+            client.submit(np.full, CHUNK // 8, i, **on_owner) for i in range(2 * LIMIT // CHUNK)
+        ]
+        wait([first, *chunks])
+        wait_until(lambda: spilled(client) > LIMIT // CHUNK, "more than the limit is on the disk")
+
+        numbers = client.run(xshm.stats, workers=[owner])[owner]
+        in_segments = sum(numbers[f"{kind}_bytes"] for kind in ("live", "free", "waiting"))
+        assert in_segments <= 0.8 * LIMIT  # else it would be paused
+
+        # The lease of the other worker is as it was, and spilled chunks go as handles.
+        kept = client.run(lambda dask_worker: float(dask_worker.kept.sum()), workers=[other])
+        assert kept[other] == 7.0 * CHUNK / 8
+        sums = client.map(np.sum, chunks, workers=[other])
+        assert client.gather(sums) == [i * CHUNK / 8 for i in range(len(chunks))]
+        after = client.run(xshm.stats, workers=[owner])[owner]
+        assert after["bytes_sent_by_handle"] - numbers["bytes_sent_by_handle"] >= LIMIT
+        assert after["bytes_copied_in"] == 0
+        assert after["bytes_sent_inline"] == 0
+        assert wants_of_memory(client)["restarts"] == 0
+
+
+def test_what_only_leases_keep_counts_for_one_of_the_holders() -> None:
+    with (
+        dask.config.set({"distributed.scheduler.active-memory-manager.start": False}),
+        limited("shm", 3, 2 * LIMIT) as client,
+    ):
+        owner, *holders = clusters.workers_of(client)
+        x = client.submit(np.ones, LIMIT // 8, workers=[owner])
+        client.replicate(x)
+
+        def counted() -> int:
+            memory = client.run(
+                lambda dask_worker: dask_worker.monitor.get_process_memory(), workers=holders
+            )
+            return sum(memory.values())
+
+        before = counted()
+        client.run(lambda: os.kill(os.getpid(), signal.SIGKILL), workers=[owner], on_error="ignore")
+        client.wait_for_workers(3)
+        # The new worker's process has cleared what was the old one's, but for the leases.
+        wait_until(lambda: counted() - before > 0.9 * LIMIT, "the orphan counts")
+        assert counted() - before < 1.5 * LIMIT
+        assert client.submit(np.sum, x, workers=[holders[0]]).result() == LIMIT // 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", clusters.PROTOCOLS)
+def test_three_times_as_much_as_all_limits_is_computed_through_the_disk(protocol: str) -> None:
+    limit, n_workers, side = 600 * MiB, 2, 1448
+    n_chunks = math.isqrt(3 * n_workers * limit // (8 * side**2))
+    shape = n_chunks * side, n_chunks * side
+    x = da.fromfunction(lambda i, j: i + 2 * j, shape=shape, chunks=(side, side), dtype="f8")
+    with limited(protocol, n_workers, limit) as client:
+        x = x.persist()
+        wait(x)
+        assert spilled(client) > n_chunks**2 // 2
+        mean = (x + x.T).mean().compute()
+        assert np.isclose(mean, 3 * (shape[0] - 1))
+        assert wants_of_memory(client)["restarts"] == 0

@@ -1,4 +1,4 @@
-"""The memory that a process keeps alive: its own, and that of its segments.
+"""The memory that a process keeps alive: its own, that of its segments, and that of orphans.
 
 Resident memory has every page of shared memory that a process has touched, whoever keeps it
 there. Counted here is what would be free if the process ended.
@@ -6,6 +6,7 @@ there. Counted here is what would be free if the process ended.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -13,6 +14,10 @@ from pathlib import Path
 from xshm.directory import Directory
 
 _STATUS = re.compile(rb"^(VmRSS|RssShmem):\s+(\d+) kB$", re.MULTILINE)
+# proc_pid_maps(5): address, permissions, offset, device, inode, path.
+_MAPPING = rb"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) (\S+) (\d+) +%s/"
+# proc_locks(5): kind, manner, access, process, device and inode.
+_HOLDER = re.compile(rb"^\d+: FLOCK +ADVISORY +READ +(\d+) (\S+):(\d+) ", re.MULTILINE)
 
 
 def own_resident(pid: int) -> int:
@@ -49,6 +54,52 @@ def segments_of(pid: int, directory: Directory) -> int:
                     except FileNotFoundError:  # removed meanwhile
                         continue
     return nbytes
+
+
+def orphans_of(pid: int, directory: Directory) -> int:
+    """Bytes of memory that only leases keep, as far as they are this process's to count.
+
+    A segment whose owner has ended, or has given it up, has no name any more: it is there
+    until the last lease ends. It counts for one of the holders, the one with the lowest pid.
+
+    Raises
+    ------
+    FileNotFoundError, ProcessLookupError, PermissionError
+        The process has ended, or is another user's.
+
+    Notes
+    -----
+    The kernel tells who holds a lease, as it is a lock. It tells it of processes that can be
+    seen from here: in each pid namespace one of the holders counts. Counted is what leases
+    reach: up to the end of the part of the segment that is mapped.
+    """
+    mapped = _mapped_segments(pid, directory)
+    if not mapped:
+        return 0
+    with os.scandir(directory.segments) as entries:
+        named = {entry.inode() for entry in entries}
+    orphans = {file: nbytes for file, nbytes in mapped.items() if file[1] not in named}
+    if not orphans:
+        return 0
+    counts_it: dict[tuple[bytes, int], int] = {}
+    # Without a list of locks (some sandboxes) each holder counts them: too much is safe.
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        for holder, device, inode in _HOLDER.findall(Path("/proc/locks").read_bytes()):
+            file = device, int(inode)
+            counts_it[file] = min(counts_it.get(file, int(holder)), int(holder))
+    return sum(nbytes for file, nbytes in orphans.items() if counts_it.get(file, pid) == pid)
+
+
+def _mapped_segments(pid: int, directory: Directory) -> dict[tuple[bytes, int], int]:
+    """How many bytes a process reaches of each file in the directory, by device and inode."""
+    mapping = re.compile(_MAPPING % re.escape(os.fsencode(directory.segments)), re.MULTILINE)
+    reached: dict[tuple[bytes, int], int] = {}
+    maps = Path(f"/proc/{pid}/maps").read_bytes()
+    for start, end, offset, device, inode in mapping.findall(maps):
+        until = int(offset, 16) + int(end, 16) - int(start, 16)
+        file = device, int(inode)
+        reached[file] = max(reached.get(file, 0), until)
+    return reached
 
 
 def _ids_of(pid: int, directory: Directory) -> set[str]:

@@ -4,16 +4,21 @@ Worker and nanny read the resident memory of the worker's process. That has ever
 that the process has touched, also of another worker's segment, or of a published Dataset: it
 would count once for each. Here a worker's memory is::
 
-    resident memory - resident pages of shared memory + its own segments
+    resident memory - resident pages of shared memory + its own segments + its orphans
+
+Orphans are segments that only leases keep, since their owner has gone: see
+:func:`xshm.own_memory.orphans_of`.
 
 Notes
 -----
-Two attributes of distributed's servers are set when they start to listen to ``shm://`` or
+Three attributes of distributed's servers are set when they start to listen to ``shm://`` or
 ``shms://``. Its classes stay as they are.
 
 - ``Worker.monitor.get_process_memory``: spilling, pausing, the scheduler and the dashboard all have
   their figure from it. distributed keeps this method apart so that it can be replaced.
 - ``Nanny.memory_manager`` and its periodic callback, which end a worker that takes too much.
+- The files of ``Worker.data``, if that is distributed's own ``SpillBuffer``: see
+  :mod:`xshm.dask.spill`.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ import contextlib
 import mmap
 import os
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -30,8 +36,9 @@ from distributed import Nanny, Worker
 from distributed.worker_memory import NannyMemoryManager
 
 from xshm import _core
+from xshm.dask.spill import read_into_segments
 from xshm.directory import configured
-from xshm.own_memory import own_resident, segments_of
+from xshm.own_memory import orphans_of, own_resident, segments_of
 from xshm.whereabouts import bytes_spanned
 
 
@@ -54,9 +61,16 @@ _register_sizeof()
 
 
 def account_for(server: Any) -> None:
-    """Have the memory of a server, if it is a worker or a nanny, counted as it is here."""
+    """Have a worker's memory counted as it is here, by itself and by its nanny.
+
+    Parameters
+    ----------
+    server : object
+        Whose listener starts: a worker or a nanny; of others nothing is counted.
+    """
     if isinstance(server, Worker):
         server.monitor.get_process_memory = _WorkerMemory(server)
+        read_into_segments(server.data)
     elif isinstance(server, Nanny):
         server.memory_manager = _NannyMemoryManager(
             server, memory_limit=server.memory_manager.memory_limit
@@ -70,9 +84,11 @@ class _WorkerMemory:
         manager = worker.memory_manager
         fraction = manager.memory_target_fraction or manager.memory_spill_fraction
         self._target = int((manager.memory_limit or 0) * (fraction or 0))
+        self._orphans = _Orphans()
 
     def __call__(self) -> int:
-        own = own_resident(os.getpid())
+        _core.give_room()  # if another process asks for some
+        own = own_resident(os.getpid()) + self._orphans.count(os.getpid())
         if self._target:
             # What is kept for the next arrays goes before anything is spilled, and what is
             # spilled is not kept: dask spills until this figure has fallen.
@@ -83,6 +99,10 @@ class _WorkerMemory:
 
 class _NannyMemoryManager(NannyMemoryManager):
     """Ends a worker only for what that worker keeps alive."""
+
+    def __init__(self, nanny: Nanny, *, memory_limit: Any) -> None:
+        super().__init__(nanny, memory_limit=memory_limit)
+        self._orphans = _Orphans()
 
     def memory_monitor(self, nanny: Nanny) -> None:
         process = nanny.process and nanny.process.process
@@ -95,5 +115,20 @@ class _NannyMemoryManager(NannyMemoryManager):
         limit = self.memory_limit * self.memory_terminate_fraction
         # It has just ended: distributed sees to that.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-            return bool(own_resident(pid) + segments_of(pid, configured()) <= limit)
+            own = own_resident(pid) + segments_of(pid, configured())
+            return bool(own + self._orphans.count(pid) <= limit)
         return False
+
+
+class _Orphans:
+    """Orphans of a process, counted once a second: both monitors look ten times as often."""
+
+    def __init__(self) -> None:
+        self._nbytes = 0
+        self._good_until = 0.0
+
+    def count(self, pid: int) -> int:
+        if time.monotonic() >= self._good_until:
+            self._nbytes = orphans_of(pid, configured())
+            self._good_until = time.monotonic() + 1
+        return self._nbytes
