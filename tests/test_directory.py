@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 import xshm
-from tests.conftest import segment_names
-from tests.test_process import Peer, hold_array, is_all, share_array, take
+from tests.test_process import Peer, share_array, take
 from xshm import directory as module
 from xshm import process
 from xshm.directory import Directory, configured
@@ -31,29 +30,6 @@ only_root = pytest.mark.skipif(ME != 0, reason="gives away files and mounts: onl
 def mode(path: Path) -> int:
     """Permissions of a file."""
     return stat.S_IMODE(path.stat().st_mode)
-
-
-def test_what_is_made_is_only_ours(directory: Path) -> None:
-    made = configured()
-    assert made.path == directory / f"xshm-{ME}"
-    assert [mode(p) for p in (made.path, made.segments, made.processes)] == [0o700] * 3
-    with xshm.allocator():
-        x = np.ones(2**20)
-    Outbox().copy(bytes(2**20))
-    files = [made.segments / name for name in segment_names(made)]
-    files += list(made.processes.iterdir())
-    assert len(files) == 4
-    assert {mode(file) for file in files} == {0o600}
-    assert x.all()
-
-
-@pytest.mark.parametrize("umask", [0, 0o022, 0o077, 0o027])
-def test_whatever_the_umask(umask: int, directory: Path) -> None:
-    before = os.umask(umask)
-    try:
-        test_what_is_made_is_only_ours(directory)
-    finally:
-        os.umask(before)
 
 
 def test_the_same_directory_is_the_same_domain(directory: Path) -> None:
@@ -156,18 +132,6 @@ def test_a_parent_that_is_not_writable_is_said_plainly(directory: Path) -> None:
     assert f"{directory}/xshm-65534" in message
     assert "Permission denied" in message
     assert "set xshm.directory" in message
-
-
-@only_root
-def test_every_user_has_a_folder_of_their_own(directory: Path) -> None:
-    directory.chmod(0o1777)
-    mine = Directory(directory)
-    with Peer() as peer:
-        theirs = peer(_be_nobody_and, _error_of_directory, str(directory))
-        assert theirs != mine.domain
-        assert (directory / "xshm-65534").stat().st_uid == 65534
-        peer(hold_array, 1)
-        assert peer(is_all, 1)
 
 
 @only_root

@@ -74,6 +74,17 @@ def allocator() -> Iterator[None]:
         _core.set_handler(before)
 
 
+@contextlib.contextmanager
+def ordinary() -> Iterator[None]:
+    """Let no NumPy array be born in a segment within a ``with`` block."""
+    before = _core.get_handler()
+    disable()
+    try:
+        yield
+    finally:
+        _core.set_handler(before)
+
+
 def trim(keep: int = 0) -> int:
     """Give freed segments that are kept warm back to the system.
 

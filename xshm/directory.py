@@ -4,6 +4,7 @@ Layout, below ``xshm.directory``::
 
     xshm-<uid>/           0700
         domain            a link to a random id: who reads the same one, shares the directory
+        wanted            who finds no room says here when, and for how much: see _core/room.c
         processes/<id>    one for each process, locked by it for as long as it lives
         segments/         <id>.<number>.segment, .token, .message and .array,
                           and of containers .draft and .lifetime
@@ -94,9 +95,21 @@ class Directory:
         except OSError:
             return False
 
+    def check(self) -> None:
+        """Look again whether the folder is ours alone, and not another one in its place.
+
+        Raises
+        ------
+        DirectoryError
+        FileNotFoundError
+            It was removed.
+        """
+        _check_is_ours(self.path)
+
     @contextlib.contextmanager
     def names_locked(self) -> Iterator[None]:
         """While the block runs, no other process gives a container's name, or takes one away."""
+        self.check()
         descriptor = os.open(self.containers, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -16,6 +16,7 @@ from dask.system import CPU_COUNT
 
 from xshm import _core, config, janitor
 from xshm.directory import Directory, configured
+from xshm.errors import DirectoryError
 
 _MAX_MAP_COUNT = "/proc/sys/vm/max_map_count"
 _CGROUP_LIMIT = "/sys/fs/cgroup/memory.max"
@@ -96,7 +97,9 @@ class Process:
         Its arrays stay usable; the leases of others too.
         """
         _core.close_pool()
-        with contextlib.suppress(FileNotFoundError):  # somebody removed the whole directory
+        # Somebody removed the whole directory, or put another one in its place.
+        with contextlib.suppress(FileNotFoundError, DirectoryError):
+            self.directory.check()
             janitor.remove_all_of(self.directory, self.id)
             janitor.clean(self.directory)
         self.forget()

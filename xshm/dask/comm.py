@@ -25,7 +25,7 @@ from distributed.comm.utils import OFFLOAD_THRESHOLD, from_frames, to_frames
 from distributed.protocol import Serialized
 from distributed.utils import nbytes, offload
 
-from xshm import _core, config, process
+from xshm import _core, allocation, config, process
 from xshm.dask.domain import same_domain, who_am_i
 from xshm.dask.serialize import takes_no_time
 from xshm.errors import HandleError
@@ -137,7 +137,7 @@ class Shm(Comm):
     # ---- reading ----
 
     async def read(self, deserializers: Any = None) -> Any:
-        envelope = await self._wire.read()
+        envelope = await self._read_envelope()
         try:
             frames, quick = _open_envelope(envelope, self._threshold)
             return await from_frames(
@@ -152,6 +152,14 @@ class Shm(Comm):
         except HandleError:
             self.abort()
             raise
+
+    async def _read_envelope(self) -> Any:
+        if self.remote_info:
+            return await self._wire.read()
+        # Nobody has shaken hands yet: what any program says to a port may look like the length of
+        # gigabytes, which in a segment would take memory before they arrive.
+        with allocation.ordinary():
+            return await self._wire.read()
 
     # ---- closing ----
 
