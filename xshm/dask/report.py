@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -36,7 +37,8 @@ class WorkerReport:
     domain : str or None
         The directory that it uses: a key of :attr:`Report.rooms`.
     remark : str
-        Why nothing is told of shared memory; then `stats` is empty and `domain` is None.
+        Why nothing is told of shared memory (then `stats` is empty and `domain` is None), or only
+        what was told with the last heartbeat; empty otherwise.
     """
 
     name: str
@@ -175,19 +177,21 @@ def _html_of(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return f"<table><thead>{line(heads, 'th')}</thead><tbody>{body}</tbody></table>"
 
 
-def report(client: Client) -> Report:
+def report(client: Client, timeout: float = 10) -> Report:
     """Ask the workers of a cluster what they have exchanged, and what they hold.
 
     Parameters
     ----------
     client : distributed.Client
         If it is asynchronous, await the result.
+    timeout : float, optional
+        How many seconds to wait for a worker that hangs.
 
     Returns
     -------
     Report
-        Workers that do not use ``shm://`` or ``shms://``, or do not answer, have a remark that says
-        so in place of numbers.
+        Workers that do not use ``shm://`` or ``shms://``, have an older version of xshm, or do not
+        answer, have a remark that says so.
 
     See Also
     --------
@@ -204,7 +208,7 @@ def report(client: Client) -> Report:
         for worker in xshm.report(client).workers.values():
             print(worker.name, worker.stats["bytes_sent_by_handle"])
     """
-    told: Report = client.sync(_ask, client)
+    told: Report = client.sync(_ask, client, timeout)
     return told
 
 
@@ -212,30 +216,23 @@ def _order(name: Any) -> tuple[bool, Any]:
     return not isinstance(name, int), name  # some clusters count their workers, 2 before 10
 
 
-async def _ask(client: Client) -> Report:
+async def _ask(client: Client, timeout: float) -> Report:
     scheduler = await client.scheduler.identity()
-    found = scheduler["workers"]
-    asked = [address for address in found if address.partition("://")[0] in _SCHEMES]
-    answers = await client.run(stats_and_room, workers=asked, on_error="return")
+    found = sorted(scheduler["workers"].items(), key=lambda item: _order(item[1]["name"]))
+    answers = await asyncio.gather(
+        *(_answer(client, address, worker, timeout) for address, worker in found)
+    )
     workers: dict[str, WorkerReport] = {}
     rooms: dict[str, Room] = {}
-    for address, worker in sorted(found.items(), key=lambda item: _order(item[1]["name"])):
-        remark, domain = "", None
-        stats: dict[str, Any] = {}
-        match answers.get(address):
-            case None:
-                remark = "not shm"
-            case ModuleNotFoundError() | AttributeError() as error:
-                remark = f"has no xshm, or another version: install the same as here ({error})"
-            case Exception() as error:
-                remark = f"no answer: {error!r}"
-            case dict() as stats:
-                domain, directory = stats.pop("domain"), stats.pop("directory")
-                size, free = stats.pop("directory_size"), stats.pop("directory_free")
-                room = rooms.setdefault(domain, Room(directory, [], [], size, free))
-                room.workers.append(address)
-                if worker["host"] not in room.hosts:
-                    room.hosts.append(worker["host"])
+    for (address, worker), (told, remark) in zip(found, answers, strict=True):
+        stats, domain = dict(told), None
+        if stats:
+            domain, directory = stats.pop("domain"), stats.pop("directory")
+            size, free = stats.pop("directory_size"), stats.pop("directory_free")
+            room = rooms.setdefault(domain, Room(directory, [], [], size, free))
+            room.workers.append(address)
+            if worker["host"] not in room.hosts:
+                room.hosts.append(worker["host"])
         workers[address] = WorkerReport(
             name=str(worker["name"]),
             memory=worker["metrics"]["memory"],
@@ -246,3 +243,21 @@ async def _ask(client: Client) -> Report:
             remark=remark,
         )
     return Report(scheduler["address"], workers, rooms)
+
+
+async def _answer(
+    client: Client, address: str, worker: dict[str, Any], timeout: float
+) -> tuple[dict[str, Any], str]:
+    """What a worker tells, as `stats_and_room`, and a remark."""
+    if address.partition("://")[0] not in _SCHEMES:
+        return {}, "not shm"
+    if "xshm" not in worker["metrics"]:
+        return {}, "has an older version of xshm: install the one that is here"
+    try:
+        asked = client.run(stats_and_room, workers=[address])
+        return (await asyncio.wait_for(asked, timeout))[address], ""
+    except TimeoutError:
+        reason = f"no answer in {timeout} s"
+    except OSError as error:  # it has just ended
+        reason = f"no answer: {error}"
+    return worker["metrics"]["xshm"], f"{reason}; numbers of its last heartbeat"
