@@ -15,7 +15,6 @@ from pathlib import Path
 
 import dask.config
 import numpy as np
-import psutil
 import pytest
 
 import xshm
@@ -58,9 +57,9 @@ def own_directory() -> Iterator[Path]:
             shutil.rmtree(parent)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _imported_once_and_kept() -> None:
-    """What the modules of the tests imported need not be searched for garbage after each test."""
+@pytest.fixture(autouse=True, scope="module")
+def _what_is_kept() -> None:
+    """What imports and the modules before have left need not be searched after each test."""
     gc.collect()
     gc.freeze()
 
@@ -83,7 +82,6 @@ def files_in(parent: Path) -> list[str]:
 
 
 def _possessions() -> dict[str, set[str]]:
-    me = psutil.Process()
     return {
         "open files": {f"{fd}: {_target(fd)}" for fd in os.listdir("/proc/self/fd")},
         "threads": {
@@ -92,12 +90,27 @@ def _possessions() -> dict[str, set[str]]:
             if not t.name.startswith(_KEPT_THREADS)
         },
         "children": {
-            f"{child.pid} {' '.join(child.cmdline())[:200]}"
-            for child in me.children(recursive=True)
-            if "resource_tracker" not in " ".join(child.cmdline())
-            and "forkserver" not in " ".join(child.cmdline())
+            child
+            for child in _descendants("self")
+            if "resource_tracker" not in child and "forkserver" not in child
         },
     }
+
+
+def _descendants(pid: str) -> Iterator[str]:
+    """Number and command of each process that this one started, and of those they started."""
+    # Not by psutil: it reads the parent of every process of the computer.
+    for listing in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in _text(listing).split():
+            yield f"{child} {_text(Path(f'/proc/{child}/cmdline'))}".replace("\0", " ")
+            yield from _descendants(child)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (FileNotFoundError, ProcessLookupError):  # of a thread or process that has ended
+        return ""
 
 
 def _target(fd: str) -> str:
