@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import fcntl
 import importlib
 import itertools
 import json
 import os
+import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -451,6 +456,68 @@ def test_a_sent_array_whose_segment_is_gone_counts_for_its_sender(here: Director
         (segment,) = here.segments.glob("*.segment")
         segment.unlink()
         assert told("df")["segments"]["files"] == 1
+
+
+@contextlib.contextmanager
+def watching(*arguments: str, stdout: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
+    """``xshm df --watch``; it must end in good order by Ctrl-C."""
+    command = [sys.executable, "-m", "xshm", "df", "--watch", "0.05", *arguments]
+    # Readline, which pytest imports, leaves the size of another terminal for children to inherit.
+    known = {key: text for key, text in os.environ.items() if key not in ("LINES", "COLUMNS")}
+    with subprocess.Popen(
+        command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=known
+    ) as running:
+        try:
+            yield running
+            running.send_signal(signal.SIGINT)
+            _, errors = running.communicate(timeout=30)
+            assert (running.returncode, errors) == (0, "")
+        finally:
+            running.kill()
+
+
+def test_df_is_shown_again_and_again_one_after_another(directory: Path) -> None:
+    with watching() as running:
+        assert running.stdout is not None
+        heads = (line for line in running.stdout if line.startswith(f"{configured().path}: "))
+        assert [next(heads) and None for _ in range(3)] == [None] * 3
+
+
+def test_df_for_programs_is_a_line_each_time_and_tells_what_changes(containers: Path) -> None:
+    with watching("--json") as running:
+        assert running.stdout is not None
+        usages = map(json.loads, running.stdout)
+        assert next(usages)["containers"]["files"] == 0
+        xshm.publish(np.zeros(4), "x")
+        assert any(usage["containers"]["files"] == 1 for usage in usages)
+
+
+def test_df_is_drawn_over_what_was_there_on_a_terminal(containers: Path) -> None:
+    for i in range(20):
+        (configured().processes / f"{i:016x}").touch(mode=0o600)
+    terminal, its_end = pty.openpty()
+    lines, columns = 10, 20
+    fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    try:
+        with watching(stdout=its_end):
+            shown = b""
+            while shown.count(b"\x1b[H\x1b[J") < 3:
+                shown += os.read(terminal, 4096)
+    finally:
+        os.close(terminal)
+        os.close(its_end)
+    run("gc")
+    _, *screens, _ = shown.decode().split("\x1b[H\x1b[J")
+    for screen in screens:
+        drawn = screen.splitlines()
+        assert drawn[0] == str(configured().path)[:columns]
+        assert 5 < len(drawn) < lines
+        assert max(map(len, drawn)) <= columns
+
+
+@pytest.mark.parametrize("seconds", ["0", "nan", "1e9", "often"])
+def test_a_pause_that_is_none_is_a_sentence(seconds: str) -> None:
+    assert "expected seconds" in run("df", f"--watch={seconds}", code=2).stderr
 
 
 # ---- all ----

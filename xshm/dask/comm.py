@@ -103,7 +103,7 @@ class Shm(Comm):
         )
         sizes = [nbytes(frame) for frame in frames]
         large = [place for place, size in enumerate(sizes) if size >= self._threshold]
-        counters["bytes_sent_small"] += sum(size for size in sizes if size < self._threshold)
+        counters["bytes_sent_small"] += sum(sizes) - sum([sizes[place] for place in large])
         handles: dict[int, Handle] = {}
         try:
             if large:
@@ -246,7 +246,7 @@ def _open_envelope(envelope: Any, threshold: int) -> tuple[list[Frame], bool]:
                 raise _malformed(f"a frame's place below {count}, found {str(entry)[:200]}")
     leases = {place: receive(handle) for place, handle in handles.items()}
     sizes = [nbytes(frame) for frame in inline]
-    small = sum(size for size in sizes if size < threshold)
+    small = sum([size for size in sizes if size < threshold])
     counters["bytes_received_small"] += small
     counters["bytes_received_inline"] += sum(sizes) - small
     rest = iter(inline)
