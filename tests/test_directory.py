@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import xshm
+from tests.everything_in_use import everything_in_use, files_below
 from tests.test_process import Peer, share_array, take
 from xshm import directory as module
 from xshm import process
@@ -30,6 +31,27 @@ only_root = pytest.mark.skipif(ME != 0, reason="gives away files and mounts: onl
 def mode(path: Path) -> int:
     """Permissions of a file."""
     return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o077])
+def test_whatever_is_made_is_for_this_user_only(umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with everything_in_use() as folder:
+            found = files_below(folder)
+            kinds = {path.suffix or path.parent.name for path in found}
+            assert kinds >= {
+                *(".segment", ".token", ".message", ".array", ".draft", ".lifetime"),
+                *("processes", "containers", "locks", "channels", "channel"),
+            }
+            for path in found:
+                status = path.lstat()
+                assert status.st_uid == os.geteuid()
+                if not stat.S_ISLNK(status.st_mode):  # whose mode nobody looks at
+                    wanted = 0o700 if path.is_dir() else 0o600
+                    assert (stat.S_IMODE(status.st_mode), path) == (wanted, path)
+    finally:
+        os.umask(before)
 
 
 def test_the_same_directory_is_the_same_domain(directory: Path) -> None:

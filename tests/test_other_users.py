@@ -5,34 +5,25 @@ Each test runs in a directory as /dev/shm is: everybody may make files there.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import functools
 import os
 import secrets
-import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import Any
 
-import dask.config
 import numpy as np
 import pytest
-import xarray as xr
 
 import xshm
+from tests.everything_in_use import everything_in_use, files_below
 from tests.test_process import Peer, hold_array, is_all, share_array, take
 from xshm import janitor, process
-from xshm.codecs import ndarrays
-from xshm.codecs.buffers import Buffers
-from xshm.container.draft import Draft
 from xshm.directory import Directory, configured
 from xshm.errors import DirectoryError
 from xshm.handover import Outbox
-from xshm.message import reduce_array
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user: only root may"),
@@ -63,63 +54,6 @@ def everybodys(directory: Path) -> Path:
     """The test's directory, in which everybody may make files, and remove their own."""
     directory.chmod(STICKY)
     return directory
-
-
-# ---- what is there while everything is in use ----
-
-
-@contextlib.contextmanager
-def everything_in_use() -> Iterator[Path]:
-    """A file of every kind, in the directory of this user."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(dask.config.set({"xshm.grace": "0s"}))
-        stack.callback(process.close)
-        stack.enter_context(xshm.allocator())
-        number = np.ones(2**18)
-        here = configured()
-        held: list[Any] = [number + 1, number + 2]
-        outbox = Outbox()
-        held += [outbox.share(held[0]), outbox.copy(bytes(2**20)), reduce_array(held[1])]
-        stack.callback(outbox.withdraw)
-        stack.enter_context(xshm.publish(xr.Dataset({"v": ("x", number)}), "published"))
-        stack.enter_context(xshm.SharedArray.from_shape(10, name="named"))
-        unnamed = stack.enter_context(xshm.SharedArray.from_shape(10))
-        held.append(ForkingPickler.dumps(unnamed))
-        stack.enter_context(xshm.Lock("locked"))
-        channel = stack.enter_context(xshm.Channel("channel"))
-        channel.write(number)
-        stack.enter_context(xshm.publish(number, "bound", lifetime="process"))
-        buffers = Buffers()
-        spec = ndarrays.encode(number, buffers, "the array", in_full=True)
-        draft = Draft({"kind": "ndarray", "array": spec, "groups": []}, buffers)
-        stack.callback(draft.discard)
-        yield here.path
-
-
-def files_below(folder: Path) -> list[Path]:
-    """The folder and all that is in it."""
-    return [folder, *sorted(folder.rglob("*"))]
-
-
-@pytest.mark.parametrize("umask", [0, 0o022, 0o077])
-def test_whatever_is_made_is_for_this_user_only(umask: int) -> None:
-    before = os.umask(umask)
-    try:
-        with everything_in_use() as folder:
-            found = files_below(folder)
-            kinds = {path.suffix or path.parent.name for path in found}
-            assert kinds >= {
-                *(".segment", ".token", ".message", ".array", ".draft", ".lifetime"),
-                *("processes", "containers", "locks", "channels", "channel"),
-            }
-            for path in found:
-                status = path.lstat()
-                assert status.st_uid == os.geteuid()
-                if not stat.S_ISLNK(status.st_mode):  # whose mode nobody looks at
-                    wanted = 0o700 if path.is_dir() else 0o600
-                    assert (stat.S_IMODE(status.st_mode), path) == (wanted, path)
-    finally:
-        os.umask(before)
 
 
 # ---- what another user tries ----

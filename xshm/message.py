@@ -13,7 +13,7 @@ import numpy as np
 
 from xshm import allocation, config, process
 from xshm.directory import MESSAGE_NAME
-from xshm.errors import LostHandleError
+from xshm.errors import HandleError, LostHandleError
 from xshm.handle import Handle
 from xshm.handover import copy, counters, receive, share
 from xshm.views import span_to_send
@@ -75,7 +75,10 @@ def _take(
             "another: both processes need the same xshm.directory (the environment variable "
             "DASK_XSHM__DIRECTORY reaches every child)",
         )
-    lease = receive(Handle.parse(handle, MESSAGE_NAME))
+    handle = Handle.parse(handle, MESSAGE_NAME)
+    if _has_pointers(dtype):
+        raise HandleError(errno.EBADMSG, f"expected a dtype of plain bytes, found {dtype}")
+    lease = receive(handle)
     return np.ndarray(shape, dtype, lease, strides=strides)
 
 

@@ -70,6 +70,8 @@ class ArrayHandle:
 
     def open(self) -> np.ndarray[Any, Any]:
         """Map the array, and nothing else of its container."""
+        if self.dtype.hasobject or self.dtype.kind == "T":  # invariant 8: these are pointers
+            raise FormatError(f"expected a dtype of plain bytes, found {self.dtype}")
         low, high = self._span()
         if low == high:
             return np.empty(self.shape, self.dtype)
