@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 from dask.distributed import Client, LocalCluster
-from distributed.comm.core import Comm, connect, listen
+from distributed.comm.core import Comm, CommClosedError, connect, listen
 from distributed.protocol import to_serialize
 
 import xshm
@@ -55,6 +55,21 @@ async def transfer(value: Any, sender: Comm, receiver: Comm) -> Any:
     """What arrives of a value at the other end."""
     _, message = await asyncio.gather(sender.write({"x": to_serialize(value)}), receiver.read())
     return message["x"]
+
+
+async def echo(comm: Comm) -> None:
+    """Serve one client until it goes."""
+    with contextlib.suppress(CommClosedError):
+        while True:
+            message = await comm.read()
+            await comm.write({"x": to_serialize(message["x"])})
+
+
+async def soon(condition: Callable[[], bool]) -> None:
+    """Let the event loop run until this holds."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 def exchange(value: Any, protocol: str) -> Any:

@@ -154,9 +154,13 @@ def keep_open() -> None:
 def hold(holder: object) -> Process:
     """Enter this process in the directory for as long as `holder` needs it."""
     with _lock:
-        process = current()
+        # Before it is entered: a holder that is dropped meanwhile is not to take it for the last.
         _holders.add(holder)
-        return process
+        try:
+            return current()
+        except DirectoryError:
+            _holders.discard(holder)
+            raise
 
 
 def release(holder: object) -> None:

@@ -63,8 +63,8 @@ class Shm(Comm):
         # In place of the wire's own callback, which notes the same in the wire.
         stream.set_close_callback(functools.partial(_note_closed, weakref.ref(self)))
         # A connection that is dropped without being closed counts as aborted.
-        weakref.finalize(self, self._outbox.withdraw).atexit = False
-        process.hold(self)
+        weakref.finalize(self, _let_go, self._outbox).atexit = False
+        process.hold(self._outbox)
 
     # ---- handshake ----
 
@@ -167,16 +167,11 @@ class Shm(Comm):
         if not self.closed() and self._outbox.linger():
             asyncio.get_running_loop().call_later(config.get_seconds("grace") + 1, sweep)
         await self._wire.close()
-        self._let_go()
+        _let_go(self._outbox)
 
     def abort(self) -> None:
         self._wire.abort()
-        self._let_go()
-
-    def _let_go(self) -> None:
-        self._outbox.withdraw()
-        sweep(ask=True)
-        process.release(self)
+        _let_go(self._outbox)
 
     def closed(self) -> bool:
         return self._stream_closed or self._wire.closed()
@@ -216,7 +211,14 @@ def _note_closed(reference: weakref.ref[Shm]) -> None:
     comm = reference()
     if comm is not None:
         comm._stream_closed = True
-        comm._let_go()
+        _let_go(comm._outbox)
+
+
+def _let_go(outbox: Outbox) -> None:
+    """The connection is over."""
+    outbox.withdraw()
+    sweep(ask=True)
+    process.release(outbox)
 
 
 def _open_envelope(envelope: Any, threshold: int) -> tuple[list[Frame], bool]:
