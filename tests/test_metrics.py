@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 import urllib.request
@@ -16,6 +17,7 @@ import xshm
 from tests import clusters
 from tests.clusters import ITEMS, LARGE
 from tests.conftest import wait_until
+from tests.test_docs import ROOT
 from xshm.directory import configured
 
 directory = clusters.module_directory
@@ -102,6 +104,10 @@ def test_prometheus_is_told_the_same_numbers(client: Client) -> None:
         assert told["directory_size_bytes",] == configured().room()[1]
         assert 0 <= told["directory_free_bytes",] <= told["directory_size_bytes",]
     assert told["received_bytes_total", "handle"] >= LARGE
+
+    page = (ROOT / "docs" / "monitoring.md").read_text()
+    assert set(re.findall(r"`dask_worker_xshm_(\w+)`", page)) == {name for name, *_ in told}
+    assert {label for _, *labels in told for label in labels} <= set(re.findall(r"`(\w+)`", page))
 
 
 _AFTER_ITS_WORKERS = """

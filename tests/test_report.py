@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import xshm
 from tests import clusters
 from tests.clusters import ITEMS, LARGE
 from tests.conftest import wait_until
+from tests.test_docs import ROOT, blocks_of
 from xshm.dask.report import Report, Room, WorkerReport
 from xshm.directory import configured
 
@@ -96,6 +98,19 @@ def test_it_shows_itself_as_the_same_tables_as_text_and_html(
     (row,) = (row for row in rows if row[0] == told.workers[exchanged[0]].name)
     sent = told.workers[exchanged[0]].stats["bytes_sent_by_handle"]
     assert row[heads.index("AS HANDLES")] == f"{sent / 2**20:.2f} MiB"
+
+
+def test_the_page_shows_the_tables_as_they_are(client: Client) -> None:
+    (shown,) = (
+        block.text
+        for block in blocks_of(ROOT / "docs" / "monitoring.md")
+        if " workers of " in block.text and block.language == "text"
+    )
+    heads = [
+        [re.split(r"  +", table.partition("\n")[0]) for table in text.strip().split("\n\n")[1:]]
+        for text in (shown, repr(xshm.report(client)))
+    ]
+    assert heads[0] == heads[1]
 
 
 def test_it_is_data_for_json(client: Client) -> None:
