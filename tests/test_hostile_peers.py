@@ -24,18 +24,14 @@ from distributed.protocol import Serialized, dumps, to_serialize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import xshm
 from tests.clusters import ITEMS, LARGE, cluster, echo, workers_of
 from tests.everything_in_use import everything_in_use, files_below
-from xshm import _core, message, process
-from xshm.container import unnamed
-from xshm.container.handle import ContainerHandle
-from xshm.container.mapped import ArrayHandle
+from xshm import _core, process
 from xshm.dask.domain import who_am_i
 from xshm.directory import Directory
-from xshm.errors import HandleError, LostHandleError, XshmError
+from xshm.errors import HandleError, LostHandleError
 from xshm.handle import Handle
-from xshm.handover import Outbox, receive
+from xshm.handover import Outbox
 
 TOKEN, SEGMENT = f"{'0' * 16}.1.token", f"{'0' * 16}.1.segment"
 
@@ -406,93 +402,3 @@ def test_a_cluster_goes_on_whatever_its_servers_are_told() -> None:
         for address in (client.scheduler.address, *workers_of(client)):
             asyncio.run(attack(address))
         assert client.submit(np.sum, np.ones(ITEMS)).result() == ITEMS
-
-
-# ---- pickles of plain processes ----
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        ("../../../etc/passwd", SEGMENT, 0, 8),
-        (f"../{TOKEN}", SEGMENT, 0, 8),
-        (TOKEN, SEGMENT, 0, 8),  # a token of a connection
-        (TOKEN.replace("token", "message"), "../x", 0, 8),
-        (TOKEN.replace("token", "message"), SEGMENT, -8, 8),
-        (TOKEN.replace("token", "message"), SEGMENT, 2**62, 2**62),
-        (TOKEN.replace("token", "message"), SEGMENT, 0, 8),  # not there
-        None,
-    ],
-    ids=str,
-)
-def test_a_pickled_handle_is_checked_like_any(fields: Any, here: Directory) -> None:
-    (here.segments / TOKEN).write_bytes(bytes(8))
-    with unharmed(here.path), pytest.raises(HandleError):
-        message._take(fields, here.domain, (1,), np.dtype("f8"), (8,))
-
-
-@pytest.mark.parametrize(
-    ("shape", "dtype", "strides"),
-    [
-        ((2**18 + 1,), "f8", (8,)),
-        ((2**62,), "f8", (8,)),
-        ((2,), "f8", (-8,)),
-        ((2,), "f8", (2**40,)),
-        ((2**18,), object, (8,)),
-        ((2**17,), np.dtypes.StringDType(), (16,)),
-    ],
-    ids=str,
-)
-def test_a_pickled_array_lies_in_its_bytes_and_has_no_pointers(
-    shape: Any, dtype: Any, strides: Any, here: Directory
-) -> None:
-    with xshm.allocator():
-        x = np.ones(2**18)
-    handle = message.reduce_array(x)[1][0]
-    before = _core.count()["leased_segments"]
-    with pytest.raises((HandleError, ValueError)):
-        message._take(handle, here.domain, shape, np.dtype(dtype), strides)
-    gc.collect()
-    assert _core.count()["leased_segments"] == before
-    with contextlib.suppress(LostHandleError):
-        receive(handle)
-
-
-@pytest.mark.parametrize("where", ["../containers/named", "x/../../containers/named", "a.message"])
-def test_a_pickled_message_is_one(where: str, here: Directory) -> None:
-    with xshm.SharedArray.from_shape(10, name="named") as named:
-        container = named._place.container
-        with unharmed(here.path), pytest.raises(XshmError, match="name of a message"):
-            unnamed.receive(where, container)
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "../../../etc/passwd",
-        "/etc/passwd",
-        "containers/../x",
-        "containers/..",
-        "processes/x",
-        "x\0",
-    ],
-)
-def test_a_pickled_container_is_one(path: str, here: Directory) -> None:
-    container = ContainerHandle(path, "0" * 32, here.domain)
-    with unharmed(here.path), pytest.raises(XshmError, match="expected"):
-        container.open_file()
-
-
-@pytest.mark.parametrize(
-    ("offset", "shape", "dtype"),
-    [(2**40, (1,), "f8"), (-8, (1,), "f8"), (0, (2**40,), "f8"), (0, (1,), object)],
-    ids=str,
-)
-def test_a_pickled_part_of_a_container_lies_in_it(
-    offset: int, shape: Any, dtype: Any, here: Directory
-) -> None:
-    with xshm.SharedArray.from_shape(10, name="named") as named:
-        container = named._place.container
-        place = ArrayHandle(container, offset, shape, (8,), np.dtype(dtype))
-        with unharmed(here.path), pytest.raises((XshmError, OSError)):
-            place.open()
