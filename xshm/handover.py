@@ -63,7 +63,7 @@ def copy(buffer: Buffer, token: str, *, patient: bool = False) -> Handle | None:
     token : str
         A new name of this process's.
     patient : bool, optional
-        Whether to wait, for a fifth of a second at most, for room that others are asked to give.
+        Whether to wait, for half a second at most, for room that others are asked to give.
 
     Returns
     -------

@@ -17,17 +17,18 @@
 #include <time.h>
 #include <unistd.h>
 
+#define PATIENCE (500 * XSHM_MILLISECOND) /* for others to give room */
+#define IN_USE (1000 * XSHM_MILLISECOND)  /* what is idle for longer is in use no more */
+
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int directory = -1; /* -1: the pool is closed */
 static char owner[XSHM_NAME_SIZE / 2];
 static uint64_t opening;      /* counts pool_open: which segments are this pool's */
 static uint64_t last_number;  /* of the segments made: a name is never used twice */
-#define PATIENCE (200 * XSHM_MILLISECOND)   /* for others to give room */
-#define IN_USE (1000 * XSHM_MILLISECOND)    /* after so long, idle is no longer in use */
-
 static pool_limits limits;
 static size_t budget = SIZE_MAX; /* bound on live and idle bytes together */
 static pool_counts counts;
+static uint64_t wait_again; /* for room: earlier is too early */
 
 /* ---- the life of a segment ---- */
 
@@ -195,7 +196,6 @@ pool_give_room(void)
 static bool
 wait_for_room(int dir, size_t size)
 {
-    static uint64_t wait_again;
     const struct timespec pause = {.tv_nsec = 2 * XSHM_MILLISECOND};
     uint64_t now = monotonic_time();
     if (now < __atomic_load_n(&wait_again, __ATOMIC_RELAXED)) {
@@ -604,7 +604,8 @@ pool_open(int dir, const char *name, const pool_limits *wanted)
         budget = SIZE_MAX;
         opening++;
         size_t size;
-        room_was_asked(directory, &size); /* before us: that has been answered */
+        room_was_asked(directory, &size); /* before us: not of us */
+        __atomic_store_n(&wait_again, 0, __ATOMIC_RELAXED);
     }
     pthread_mutex_unlock(&lock);
     return error;
