@@ -11,7 +11,7 @@ import argparse
 import importlib
 import sys
 
-COMMANDS = ("exchange", "datasets", "processes")
+COMMANDS = ("exchange", "datasets", "processes", "spilling", "soak")
 
 
 def main(argv: list[str] | None = None) -> int:
