@@ -77,18 +77,6 @@ def test_results_of_computations_with_several_threads_a_worker(directory: Path) 
         np.testing.assert_array_equal(da.flip(a, 0)[::3, 7:].compute(), x[::-1][::3, 7:])
 
 
-def test_workers_in_threads_of_the_client(directory: Path) -> None:
-    with leaving_nothing(directory), cluster(processes=False) as client:
-        assert workers_of(client)[0].startswith("shm://")
-        before = xshm.stats()
-        first, second = workers_of(client)
-        x = client.submit(numbers, workers=[first])
-        y = client.submit(double, x, workers=[second])
-        np.testing.assert_array_equal(client.gather(y), numbers() * 2)
-        assert growth(before)["handles_received"] >= 2
-        del x, y
-
-
 def test_an_asynchronous_client(directory: Path) -> None:
     async def run() -> None:
         async with (
