@@ -40,7 +40,7 @@ def test_chunks_of_a_cluster_travel_as_handles(security: Security, directory: Pa
             security=security,
             n_workers=2,
             threads_per_worker=1,
-            dashboard_address=None,
+            dashboard_address=":0",
         ) as cluster,
         Client(cluster, security=security) as client,
     ):
