@@ -61,6 +61,19 @@ def test_equal_addresses_but_different_directories(directory: Path) -> None:
     run_in_namespace(exchange_between_mounts, directory)
 
 
+def test_workers_share_memory_under_a_scheduler_of_tcp() -> None:
+    """As the workers of dask-kubernetes do, which tells them an address of that scheme."""
+    with cluster(n_workers=0, protocol="tcp", host="127.0.0.1") as client:
+        two = "--nworkers=2", "--nthreads=1", "--no-dashboard", "--protocol=shm"
+        with _dask("worker", client.scheduler.address, *two):
+            client.wait_for_workers(2, timeout=60)
+            _assert_handles_go(client, lambda sender, receiver: True)
+            field = np.random.default_rng(1).random(LENGTH)
+            everywhere = client.scatter(field, broadcast=True)
+            np.testing.assert_array_equal(client.gather(everywhere), field)
+            np.testing.assert_array_equal(client.gather(everywhere, direct=True), field)
+
+
 # ---- what runs in the namespace ----
 
 
