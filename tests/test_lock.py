@@ -249,7 +249,9 @@ def _count(lock: Any, number: Path, times: int) -> None:
             number.write_text(str(before + 1))
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize(
+    "start", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.slow)]
+)
 def test_it_passes_to_tasks_of_a_pool(start: str, tmp_path: Path) -> None:
     number = tmp_path / "number"
     number.write_text("0")
