@@ -126,6 +126,7 @@ def test_a_container_takes_the_place_of_own_idle_arrays(small: Path) -> None:
 
 
 def test_waiting_in_vain_is_not_repeated_at_once(hoarder: Peer) -> None:
+    process.keep_open()
     for i in range(100):  # 50 s, if each waited
         with pytest.raises(NoRoomError):
             xshm.SharedArray.from_shape(60 * MIB)
