@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
@@ -11,18 +12,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import dask
 import numpy as np
 import psutil
 import pytest
-from dask.distributed import Client, Future, Worker, as_completed, wait
+from dask.distributed import Client, Future, Nanny, Scheduler, Worker, as_completed, wait
 
 import xshm
-from tests.clusters import cluster, total, workers_of
+from tests.clusters import assert_nothing_held, cluster, total, workers_of
 from tests.conftest import files_in, wait_until
-from xshm import process
+from xshm import janitor, process
 
 CHUNKS, ROUNDS = 32, 8
 LENGTH = 2**18  # of float64: a chunk of 2 MiB
@@ -162,19 +164,67 @@ def _abort_transfers(dask_worker: Worker) -> int:
     return len(transfers)
 
 
-def test_client_killed_while_it_gathers(client: Client) -> None:
+def test_client_killed_while_it_gathers(client: Client, directory: Path) -> None:
     address = client.scheduler.address
     with script(gather_for_ever, address) as gathering:
+        assert total(client, "live_segments") + total(client, "leased_segments") > 0
         gathering.kill()
     Exchange(client).assert_right()
+    janitor.clean(process.current().directory)  # as the next process does that comes or goes
+    assert_nothing_held(client, directory)
+    living = len(files_in(directory / f"xshm-{os.geteuid()}" / "processes"))
+    assert living == len(workers_of(client)) + 1
 
 
 def gather_for_ever(address: str) -> None:
+    """A client with scattered data, and with leases."""
     with Client(address) as client:
+        scattered = client.scatter([np.ones(LENGTH)] * 2, hash=False)
         chunks = client.map(np.full, [LENGTH] * 10, range(10))
         while True:
-            client.gather(chunks)
-            print("gathered", flush=True)
+            kept = client.gather([*scattered, *chunks])
+            print("gathered", len(kept), flush=True)
+
+
+@pytest.mark.slow
+def test_scheduler_killed(directory: Path, tmp_path: Path) -> None:
+    """As on tcp: workers and nannies end by themselves."""
+    file = str(tmp_path / "scheduler")
+    with (
+        script(schedule, file) as scheduling,
+        script(work_for_scheduler, file) as one,
+        script(work_for_scheduler, file) as other,
+        Client(scheduler_file=file) as client,
+    ):
+        client.wait_for_workers(2)
+        exchange = Exchange(client)
+        exchange.wait_until_under_way()
+        scheduling.kill()
+        assert [one.wait(30), other.wait(30)] == [0, 0]
+        with pytest.raises(CancelledError):
+            exchange.assert_right()
+        del exchange
+    with dask.config.set({"xshm.grace": "0s"}):
+        me = process.current()  # the next process that starts
+    assert files_in(directory) == [str(me.directory.processes.relative_to(directory) / me.id)]
+
+
+def schedule(file: str) -> None:
+    async def run() -> None:
+        async with Scheduler(protocol="shm", port=0, scheduler_file=file, dashboard=False):
+            print("ready", flush=True)
+            await asyncio.Event().wait()
+
+    asyncio.run(run())
+
+
+def work_for_scheduler(file: str) -> None:
+    async def run() -> None:
+        async with Nanny(scheduler_file=file, nthreads=1, dashboard=False) as nanny:
+            print("ready", flush=True)
+            await nanny.finished()
+
+    asyncio.run(run())
 
 
 # ---- what users do to clusters ----
