@@ -84,7 +84,7 @@ def test_a_wire_cut_at_any_place_is_a_closed_connection(directory: Path, protoco
     async def run() -> None:
         received, total = await _send_through(protocol, 2**30)
         np.testing.assert_array_equal(received[1], np.arange(ITEMS // 4))
-        for place in [*range(0, min(total, 1200), 7), *range(1200, total, total // 7), total - 1]:
+        for place in [*range(0, min(total, 1200), 7), *range(1200, total, total // 7), total - 4]:
             received, passed = await _send_through(protocol, place)
             assert len(received) < 2
             assert passed == place
@@ -131,11 +131,10 @@ def test_a_stranger_is_not_handled_and_disturbs_nobody(protocol: str, garbage: s
                 await comm.write({"x": to_serialize(np.arange(ITEMS))})
                 np.testing.assert_array_equal((await comm.read())["x"], np.arange(ITEMS))
                 await comm.close()
-                if not writer.is_closing():
+                with contextlib.suppress(OSError):  # the listener closed first
                     writer.write_eof()
-                    with contextlib.suppress(OSError):
-                        await reader.read()  # until the listener closes, too
-                    writer.close()
+                    await reader.read()  # until it does
+                writer.close()
 
     asyncio.run(run())
     assert len(handled) == 2
@@ -155,15 +154,11 @@ def test_what_no_comm_sends_is_an_error_to_its_reader_alone(
         ):
             reading = asyncio.ensure_future(far.read())
             await getattr(near, "_wire", near).stream.write(GARBAGE[garbage])
-            np.testing.assert_array_equal(
-                await transfer(np.arange(ITEMS), sender, receiver), np.arange(ITEMS)
-            )
+            assert_same(await transfer(sent, sender, receiver), sent)
             near.abort()
             with pytest.raises((OSError, ValueError, LookupError, MemoryError, struct.error)):
                 await asyncio.wait_for(reading, 30)
-            np.testing.assert_array_equal(
-                await transfer(np.arange(ITEMS), receiver, sender), np.arange(ITEMS)
-            )
+            assert_same(await transfer(sent, receiver, sender), sent)
 
     asyncio.run(run())
     assert files_in(directory) == []
