@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=4, help="default 4, of 2 threads each")
     parser.add_argument("--memory-limit", type=parse_bytes, default="512MiB", help="of a worker")
     parser.add_argument("--room", type=parse_bytes, default="2GiB", help="in the directory")
-    parser.add_argument("--pause", type=float, default=4, help="seconds between faults; default 4")
+    parser.add_argument("--pause", type=float, default=2, help="seconds between faults; default 2")
     parser.add_argument("--graphs", nargs="+", choices=GRAPHS, default=list(GRAPHS))
     parser.add_argument("--seed", type=int, help="by default a random one")
     parser.add_argument("--in-namespace", action="store_true", help=argparse.SUPPRESS)
@@ -262,9 +262,19 @@ def _forget_killed_clients(dask_scheduler: Scheduler) -> None:
 
 def _rest(dask_worker: Worker | None = None) -> tuple[int, int, int]:
     """Keys, segments in use and leases of this process, which keeps nothing for the next arrays."""
-    gc.collect()
+    _forget_errors()
     xshm.trim()
     ctypes.CDLL(None).malloc_trim(0)  # otherwise the heap is as large as it ever was
     told = xshm.stats()
     keys = len(dask_worker.data) if dask_worker else 0
     return keys, told["live_segments"], told["leased_segments"]
+
+
+def _forget_errors() -> None:
+    """Arrays of functions that failed go: dask keeps some errors, such as those of its shuffle."""
+    gc.collect()
+    for thing in gc.get_objects():
+        # Not isinstance, which would ask proxies for what they stand for.
+        if issubclass(type(thing), BaseException):
+            traceback.clear_frames(thing.__traceback__)
+    gc.collect()

@@ -53,12 +53,12 @@ class Faults:
         self._rng = np.random.default_rng(seed)
         self._pause = pause
         self._kinds = {
-            self.kill: 0.45,
-            self.stop: 0.15,
-            self.disconnect: 0.15,
+            self.kill: 0.55,
+            self.stop: 0.1,
+            self.disconnect: 0.12,
             self.exceed: 0.08,
             self.visit: 0.07,
-            **({self.fill: 0.1} if room else {}),
+            **({self.fill: 0.08} if room else {}),
         }
         self.done: Counter[str] = Counter()
         self.failures: list[str] = []
