@@ -161,18 +161,22 @@ give_room(int dir, size_t size)
         pthread_mutex_lock(&lock);
         segment *s = idle_evict_one(before);
         counts.given_bytes += s == NULL ? 0 : s->size;
+        int own = s == NULL ? -1 : own_directory(); /* `dir`, if the pool is still that one */
         pthread_mutex_unlock(&lock);
         if (s == NULL) {
             break;
         }
         given += s->size;
-        discard(dir, s);
+        discard(own, s);
+        if (own >= 0) {
+            close(own);
+        }
     }
     return given;
 }
 
 /* Somebody else may have asked for room: nobody is forced, but all look here whenever they
- * use the pool, and workers ten times a second. */
+ * make a segment or free an array, and workers ten times a second. */
 size_t
 pool_give_room(void)
 {
@@ -296,7 +300,9 @@ pool_take(size_t length, bool only_warm)
     if (length == 0 || length > PTRDIFF_MAX) {
         return NULL;
     }
-    pool_give_room();
+    if (!only_warm) {
+        pool_give_room();
+    }
     size_t size = size_class(length);
     pthread_mutex_lock(&lock);
     if (directory < 0) {
