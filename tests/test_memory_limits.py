@@ -16,7 +16,8 @@ import dask.config
 import numpy as np
 import pytest
 import xarray as xr
-from dask.distributed import Client, LocalCluster, get_worker, wait
+from dask.distributed import Client, LocalCluster, Worker, get_worker, wait
+from dask.sizeof import sizeof
 from distributed.scheduler import KilledWorker
 
 import xshm
@@ -160,6 +161,28 @@ def test_a_spilled_chunk_gives_its_segment_back_and_comes_back_into_one() -> Non
         assert after["bytes_copied_in"] == 0
         assert after["bytes_sent_inline"] == 0
         assert wants_of_memory(client)["restarts"] == 0
+
+
+def test_a_lease_takes_no_memory_but_for_what_is_written() -> None:
+    with limited("shm", 2, LIMIT) as client:
+        owner, other = clusters.workers_of(client)
+        x = client.submit(np.ones, CHUNK // 8, workers=[owner])
+        client.replicate(x)
+
+        def spill_and_use(key: str, dask_worker: Worker) -> tuple[float, float]:
+            data = dask_worker.data
+            while data.fast:
+                data.evict()
+            return data[key].sum(), data.cumulative_metrics["disk-read", "count"]
+
+        # It is the owner's, and so still in memory when it has been spilled.
+        results = client.run(spill_and_use, x.key)
+        assert results == {owner: (CHUNK / 8, 1), other: (CHUNK / 8, 0)}
+
+        lease = client.gather(x)
+        assert sizeof(lease) < 1000
+        lease += 1
+        assert sizeof(lease) >= CHUNK
 
 
 def test_what_only_leases_keep_counts_for_one_of_the_holders() -> None:

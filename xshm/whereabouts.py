@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from typing import Any
 
 import numpy as np
@@ -47,3 +48,12 @@ def is_shared(x: np.ndarray[Any, Any]) -> bool:
     False
     """
     return x.size > 0 and _core.locate(bytes_spanned(x)) is not None
+
+
+def is_leased(x: np.ndarray[Any, Any]) -> bool:
+    """Whether an array's memory is another process's: a lease, and not written to since."""
+    if x.nbytes < mmap.PAGESIZE or x.dtype.hasobject:
+        return False
+    span = bytes_spanned(x)
+    place = _core.locate(span)
+    return place is not None and place[0] == "leased" and not _core.was_written(span)

@@ -17,14 +17,13 @@ Three attributes of distributed's servers are set when they start to listen to `
 - ``Worker.monitor.get_process_memory``: spilling, pausing, the scheduler and the dashboard all have
   their figure from it. distributed keeps this method apart so that it can be replaced.
 - ``Nanny.memory_manager`` and its periodic callback, which end a worker that takes too much.
-- The files of ``Worker.data``, if that is distributed's own ``SpillBuffer``: see
+- Files and cache of ``Worker.data``, if that is distributed's own ``SpillBuffer``: see
   :mod:`xshm.dask.spill`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import sys
 import time
@@ -36,10 +35,10 @@ from distributed import Nanny, Worker
 from distributed.worker_memory import NannyMemoryManager
 
 from xshm import _core
-from xshm.dask.spill import read_into_segments
+from xshm.dask.spill import SpilledLeases
 from xshm.directory import configured
 from xshm.own_memory import orphans_of, own_resident, segments_of
-from xshm.whereabouts import bytes_spanned
+from xshm.whereabouts import is_leased
 
 
 def _register_sizeof() -> None:
@@ -50,11 +49,7 @@ def _register_sizeof() -> None:
     @sizeof.register(np.ndarray)
     def sizeof_ndarray(x: np.ndarray[Any, Any]) -> int:
         """Bytes that go when an array goes: of a lease there are none, as others have them."""
-        if x.nbytes >= mmap.PAGESIZE and not x.dtype.hasobject:
-            place = _core.locate(bytes_spanned(x))
-            if place is not None and place[0] == "leased":
-                return sys.getsizeof(x)
-        return int(of_owned(x))
+        return sys.getsizeof(x) if is_leased(x) else int(of_owned(x))
 
 
 _register_sizeof()
@@ -70,11 +65,14 @@ def account_for(server: Any) -> None:
     """
     if isinstance(server, Worker):
         server.monitor.get_process_memory = _WorkerMemory(server)
-        read_into_segments(server.data)
     elif isinstance(server, Nanny):
         server.memory_manager = _NannyMemoryManager(
             server, memory_limit=server.memory_manager.memory_limit
         )
+
+
+#: What part of the memory that dask fills may be kept for the next arrays, whatever else.
+_SPARE = 16
 
 
 class _WorkerMemory:
@@ -85,14 +83,20 @@ class _WorkerMemory:
         fraction = manager.memory_target_fraction or manager.memory_spill_fraction
         self._target = int((manager.memory_limit or 0) * (fraction or 0))
         self._orphans = _Orphans()
+        self._spilled_leases = SpilledLeases(worker.data)
 
     def __call__(self) -> int:
         _core.give_room()  # if another process asks for some
-        own = own_resident(os.getpid()) + self._orphans.count(os.getpid())
+        orphans = self._orphans.count(os.getpid())
+        if orphans:
+            self._spilled_leases.let_go()
+        own = own_resident(os.getpid()) + orphans
         if self._target:
             # What is kept for the next arrays goes before anything is spilled, and what is
-            # spilled is not kept: dask spills until this figure has fallen.
-            _core.set_budget(max(self._target - own, 0))
+            # spilled is not kept: dask spills until this figure has fallen. But for a little,
+            # or each new chunk would be made of cold pages while others are spilled.
+            live = _core.count()["live_bytes"]
+            _core.set_budget(max(self._target - own, live + self._target // _SPARE))
         pool = _core.count()
         return own + pool["live_bytes"] + pool["free_bytes"] + pool["waiting_bytes"]
 
@@ -121,14 +125,17 @@ class _NannyMemoryManager(NannyMemoryManager):
 
 
 class _Orphans:
-    """Orphans of a process, counted once a second: both monitors look ten times as often."""
+    """Orphans of a process, looked for once a second: the monitors ask ten times as often.
+
+    As long as there are some, each look counts them: dask spills until they have gone.
+    """
 
     def __init__(self) -> None:
         self._nbytes = 0
         self._good_until = 0.0
 
     def count(self, pid: int) -> int:
-        if time.monotonic() >= self._good_until:
+        if self._nbytes or time.monotonic() >= self._good_until:
             self._nbytes = orphans_of(pid, configured())
             self._good_until = time.monotonic() + 1
         return self._nbytes

@@ -1,7 +1,11 @@
-"""What dask spilled to the disk comes back into a segment, as if it had just been computed.
+"""What dask spills to the disk, and reads back.
 
-distributed reads a spilled chunk into a ``bytearray``. To be sent to another worker it would
-have to be copied into a segment first.
+distributed reads a spilled chunk into a ``bytearray``: sent to another worker, it would have to
+be copied into a segment first. Here it comes back into a segment, as if it had just been
+computed.
+
+distributed spills leases too, though the memory is another's and none is gained. They are
+written, as it wants, but held on to: when they are needed again, nothing is read.
 """
 
 from __future__ import annotations
@@ -12,20 +16,41 @@ from typing import Any
 
 import numpy as np
 from distributed.spill import AnyKeyFile, SpillBuffer
+from zict.cache import WeakValueMapping
+
+from xshm.whereabouts import is_leased
 
 
-def read_into_segments(data: MutableMapping[Any, Any]) -> None:
-    """Have a worker's data, when they are read back, be where NumPy's arrays are born.
+class SpilledLeases(WeakValueMapping[Any, Any]):
+    """Spilled values that are still in memory: because somebody uses them, or as leases.
 
     Parameters
     ----------
     data : MutableMapping
         Of a worker that has not spilled anything yet. If it is not distributed's own
-        ``SpillBuffer``, whoever made it sees to that.
+        ``SpillBuffer``, whoever made it sees to what is spilled.
     """
-    if isinstance(data, SpillBuffer):
-        values = data._slow_uncached
-        values.d = _Files(values.d.directory)
+
+    def __init__(self, data: MutableMapping[Any, Any]) -> None:
+        super().__init__()
+        self._held: dict[Any, np.ndarray[Any, Any]] = {}
+        if isinstance(data, SpillBuffer):
+            data.slow.cache = self
+            values = data.slow.data
+            values.d = _Files(values.d.directory)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(key, value)
+        if type(value) is np.ndarray and is_leased(value):
+            self._held[key] = value
+
+    def __delitem__(self, key: Any) -> None:
+        self._held.pop(key, None)
+        super().__delitem__(key)
+
+    def let_go(self) -> None:
+        """Hold on to leases no longer: some are all that keeps their memory."""
+        self._held.clear()
 
 
 class _Files(AnyKeyFile):
