@@ -65,13 +65,14 @@ def test_workers_share_memory_under_a_scheduler_of_tcp() -> None:
     """As the workers of dask-kubernetes do, which tells them an address of that scheme."""
     with cluster(n_workers=0, protocol="tcp", host="127.0.0.1") as client:
         two = "--nworkers=2", "--nthreads=1", "--no-dashboard", "--protocol=shm"
-        with _dask("worker", client.scheduler.address, *two):
+        with _dask("worker", client.scheduler.address, *two) as command:
             client.wait_for_workers(2, timeout=60)
             _assert_handles_go(client, lambda sender, receiver: True)
             field = np.random.default_rng(1).random(LENGTH)
             everywhere = client.scatter(field, broadcast=True)
             np.testing.assert_array_equal(client.gather(everywhere), field)
             np.testing.assert_array_equal(client.gather(everywhere, direct=True), field)
+            _shut_down(client, command)
 
 
 # ---- what runs in the namespace ----
@@ -82,8 +83,7 @@ def work_on_two_hosts(directory: str) -> None:
     with _two_hosts(directory) as hosts, _cluster_of(hosts, SECOND) as (client, commands):
         _assert_handles_go(client, _neighbours)
         _assert_results_are_right(client)
-        client.shutdown()
-        assert [command.wait(30) for command in commands] == [0, 0, 0]
+        _shut_down(client, *commands)
         for there in hosts:
             assert there.run("find", directory, "-type", "f") == ""
 
@@ -120,17 +120,18 @@ def exchange_between_containers() -> None:
         options = "--no-nanny", "--no-dashboard"
         address = client.scheduler.address
         with (
-            _dask("worker", address, *options, where=one.command),
-            _dask("worker", address, *options, where=other.command),
+            _dask("worker", address, *options, where=one.command) as first,
+            _dask("worker", address, *options, where=other.command) as second,
         ):
             client.wait_for_workers(2, timeout=60)
             assert not _neighbours(*workers_of(client))
             _assert_handles_go(client, lambda sender, receiver: True)
+            _shut_down(client, first, second)
 
 
 def exchange_between_mounts(directory: str) -> None:
     """All addresses are 127.0.0.1, and one worker has a directory that the other does not see."""
-    mount = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs "$0" && "$@"', directory)
+    mount = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs "$0" && exec "$@"', directory)
     with cluster(n_workers=0, host="127.0.0.1") as client:
         options = "--host=127.0.0.1", "--no-nanny", "--no-dashboard"
         address = client.scheduler.address
@@ -172,6 +173,18 @@ def _dask(
     *arguments: str, where: Sequence[str] = ()
 ) -> contextlib.AbstractContextManager[Popen[str]]:
     return running([*where, sys.executable, "-m", "dask", *arguments])
+
+
+def _shut_down(client: Client, *commands: Popen[str]) -> None:
+    """Scheduler and workers end in good order, which leaves no file.
+
+    Notes
+    -----
+    A signal would not reach those on other hosts: it ends what waits for them on this one.
+    """
+    client.shutdown()
+    for command in commands:
+        assert command.wait(60) == 0
 
 
 def _neighbours(worker: str, other: str) -> bool:
