@@ -25,9 +25,10 @@ from xshm.directory import Directory
 #: Threads that distributed starts once and keeps until the interpreter ends.
 _KEPT_THREADS = ("IO loop", "Profile", "asyncio_", "Dask-Offload", "Dask-Default", "AsyncProcess")
 
-# Started in the background, or by nohup, this process and all its children would ignore these.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def pytest_configure() -> None:
+    """Heed signals that this process would ignore, with all its children, in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) -> None:
