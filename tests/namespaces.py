@@ -91,6 +91,10 @@ def running(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen
             yield process
         finally:
             process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:  # as a nanny whose worker finds no scheduler
+                process.kill()
 
 
 def mount_tmpfs(folder: str, size: str) -> None:
