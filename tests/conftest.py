@@ -25,6 +25,7 @@ from xshm.directory import Directory
 #: Threads that distributed starts once and keeps until the interpreter ends.
 _KEPT_THREADS = ("IO loop", "Profile", "asyncio_", "Dask-Offload", "Dask-Default", "AsyncProcess")
 
+
 def pytest_configure() -> None:
     """Heed signals that this process would ignore, with all its children, in the background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
