@@ -17,6 +17,7 @@ from pathlib import Path
 import dask.config
 import numpy as np
 import pytest
+from hypothesis import settings
 
 import xshm
 from xshm import _core, process
@@ -27,9 +28,12 @@ _KEPT_THREADS = ("IO loop", "Profile", "asyncio_", "Dask-Offload", "Dask-Default
 
 
 def pytest_configure() -> None:
-    """Heed signals that this process would ignore, with all its children, in the background."""
+    """Make tests pass in the background, and on a busy machine."""
+    # Else this process and all its children would ignore these there.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    settings.register_profile("busy", settings(), deadline=None)
+    settings.load_profile("busy")
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) -> None:

@@ -132,6 +132,5 @@ TestChannelMachine = ChannelMachine.TestCase
 TestChannelMachine.settings = settings(
     max_examples=30,
     stateful_step_count=40,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -750,7 +750,7 @@ _JSON = st.recursive(
 
 
 @given(st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @pytest.mark.filterwarnings("ignore")  # pandas and xarray warn of odd values
 def test_any_change_to_a_spec_gives_an_index_or_is_refused(data: st.DataObject) -> None:
     cases = _valid()

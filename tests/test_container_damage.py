@@ -435,7 +435,6 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 @given(st.data())
 @settings(
     max_examples=400,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
@@ -471,7 +470,6 @@ def test_codes_of_elements_that_are_none(packed: bytes, name: str, code: int) ->
 @given(st.data())
 @settings(
     max_examples=200,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

@@ -157,7 +157,7 @@ _PACKABLE = st.recursive(
 
 
 @given(_PACKABLE | st.tuples(_PACKABLE, _PACKABLE, _PACKABLE, _PACKABLE))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_comes_is_a_handle_or_refused(fields: Any) -> None:
     try:
         token, segment, offset, nbytes = Handle.parse(fields)

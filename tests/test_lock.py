@@ -590,7 +590,7 @@ class Locks(RuleBasedStateMachine):
 
 
 TestLocks = Locks.TestCase
-TestLocks.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestLocks.settings = settings(max_examples=30, stateful_step_count=30)
 
 
 @pytest.mark.parametrize("blocking", [True, False])

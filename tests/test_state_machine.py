@@ -41,7 +41,6 @@ HERE = "here"  # the actor that is this process; all others are its children
 SETTINGS = settings(
     max_examples=80,
     stateful_step_count=40,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 
