@@ -25,6 +25,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import CoroutineType
 
 import dask
 import numpy as np
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     """Run graphs and faults, and print what was survived."""
     if not args.in_namespace and (unshare := _unshare()):
         command = [*unshare, sys.executable, "-m", "benchmarks", *sys.argv[1:], "--in-namespace"]
-        return subprocess.run(command).returncode
+        os.execvp(command[0], command)  # whoever ends this process ends the soak
     with (
         own_directory() as place,
         _tmpfs(place, args.room) if args.in_namespace else nullcontext() as room,
@@ -271,10 +272,16 @@ def _rest(dask_worker: Worker | None = None) -> tuple[int, int, int]:
 
 
 def _forget_errors() -> None:
-    """Arrays of functions that failed go: dask keeps some errors, such as those of its shuffle."""
+    """Arrays of functions that failed go: dask keeps some errors, such as those of shuffles."""
     gc.collect()
-    for thing in gc.get_objects():
+    things = gc.get_objects()
+    suspended = {thing.cr_frame for thing in things if type(thing) is CoroutineType}
+    for thing in things:
         # Not isinstance, which would ask proxies for what they stand for.
         if issubclass(type(thing), BaseException):
-            traceback.clear_frames(thing.__traceback__)
+            for frame, _ in traceback.walk_tb(thing.__traceback__):
+                if frame not in suspended:
+                    with suppress(RuntimeError):  # it is being run
+                        frame.clear()
+    del things
     gc.collect()
