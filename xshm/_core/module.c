@@ -392,12 +392,12 @@ static PyObject *
 set_budget(PyObject *module, PyObject *args)
 {
     (void)module;
-    Py_ssize_t nbytes;
-    if (!PyArg_ParseTuple(args, "n:set_budget", &nbytes)) {
+    Py_ssize_t nbytes, kept = 0;
+    if (!PyArg_ParseTuple(args, "n|n:set_budget", &nbytes, &kept)) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    pool_set_budget(nbytes > 0 ? (size_t)nbytes : 0);
+    pool_set_budget(nbytes > 0 ? (size_t)nbytes : 0, kept > 0 ? (size_t)kept : 0);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }

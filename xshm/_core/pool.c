@@ -26,7 +26,8 @@ static char owner[XSHM_NAME_SIZE / 2];
 static uint64_t opening;      /* counts pool_open: which segments are this pool's */
 static uint64_t last_number;  /* of the segments made: a name is never used twice */
 static pool_limits limits;
-static size_t budget = SIZE_MAX; /* bound on live and idle bytes together */
+static size_t budget = SIZE_MAX; /* bound on live and idle bytes together... */
+static size_t spare;             /* ...but so many idle ones may be kept in any case */
 static pool_counts counts;
 static uint64_t wait_again; /* for room: earlier is too early */
 
@@ -111,6 +112,9 @@ may_keep(size_t more)
 {
     size_t live = counts.live_bytes + more;
     size_t left = budget > live ? budget - live : 0;
+    if (left < spare) {
+        left = spare;
+    }
     return left < limits.keep ? left : limits.keep;
 }
 
@@ -608,6 +612,7 @@ pool_open(int dir, const char *name, const pool_limits *wanted)
         snprintf(owner, sizeof owner, "%s", name);
         limits = *wanted;
         budget = SIZE_MAX;
+        spare = 0;
         opening++;
         size_t size;
         room_was_asked(directory, &size); /* before us: not of us */
@@ -660,12 +665,13 @@ pool_set_limits(const pool_limits *wanted)
     pool_trim(wanted->keep);
 }
 
-/* A bound on live and idle bytes together, as far as idle ones can keep it. */
+/* A bound on live and idle bytes together, as far as idle ones beyond `kept` can keep it. */
 void
-pool_set_budget(size_t bytes)
+pool_set_budget(size_t bytes, size_t kept)
 {
     pthread_mutex_lock(&lock);
     budget = bytes;
+    spare = kept;
     size_t keep = may_keep(0);
     pthread_mutex_unlock(&lock);
     pool_trim(keep);
