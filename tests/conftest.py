@@ -71,6 +71,7 @@ def own_directory() -> Iterator[Path]:
 @pytest.fixture(autouse=True, scope="module")
 def _what_is_kept() -> None:
     """What imports and the modules before have left need not be searched after each test."""
+    gc.unfreeze()  # of what was kept for the module before, some has become garbage
     gc.collect()
     gc.freeze()
 
