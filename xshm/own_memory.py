@@ -15,13 +15,13 @@ from xshm.directory import Directory
 
 _STATUS = re.compile(rb"^(VmRSS|RssShmem):\s+(\d+) kB$", re.MULTILINE)
 # proc_pid_maps(5): address, permissions, offset, device, inode, path.
-_MAPPING = rb"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) (\S+) (\d+) +%s/"
+_LEASE = rb"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) (\S+) (\d+) +%s/\S+\.(?:token|message)\b"
 # proc_locks(5): kind, manner, access, process, device and inode.
 _HOLDER = re.compile(rb"^\d+: FLOCK +ADVISORY +READ +(\d+) (\S+):(\d+) ", re.MULTILINE)
 
 
-def own_resident(pid: int) -> int:
-    """Resident bytes of a process that are not of shared memory.
+def resident(pid: int) -> tuple[int, int]:
+    """Resident bytes of a process: those that are not of shared memory, and those that are.
 
     Raises
     ------
@@ -30,7 +30,8 @@ def own_resident(pid: int) -> int:
     """
     # proc(5). One that has just ended has a status without these lines.
     found = dict(_STATUS.findall(Path(f"/proc/{pid}/status").read_bytes()))
-    return (int(found.get(b"VmRSS", 0)) - int(found.get(b"RssShmem", 0))) * 1024
+    shared = int(found.get(b"RssShmem", 0))
+    return (int(found.get(b"VmRSS", 0)) - shared) * 1024, shared * 1024
 
 
 def segments_of(pid: int, directory: Directory) -> int:
@@ -73,12 +74,12 @@ def orphans_of(pid: int, directory: Directory) -> int:
     seen from here: in each pid namespace one of the holders counts. Counted is what leases
     reach: up to the end of the part of the segment that is mapped.
     """
-    mapped = _mapped_segments(pid, directory)
-    if not mapped:
+    leased = _leased(pid, directory)
+    if not leased:
         return 0
     with os.scandir(directory.segments) as entries:
         named = {entry.inode() for entry in entries}
-    orphans = {file: nbytes for file, nbytes in mapped.items() if file[1] not in named}
+    orphans = {file: nbytes for file, nbytes in leased.items() if file[1] not in named}
     if not orphans:
         return 0
     counts_it: dict[tuple[bytes, int], int] = {}
@@ -90,12 +91,13 @@ def orphans_of(pid: int, directory: Directory) -> int:
     return sum(nbytes for file, nbytes in orphans.items() if counts_it.get(file, pid) == pid)
 
 
-def _mapped_segments(pid: int, directory: Directory) -> dict[tuple[bytes, int], int]:
-    """How many bytes a process reaches of each file in the directory, by device and inode."""
-    mapping = re.compile(_MAPPING % re.escape(os.fsencode(directory.segments)), re.MULTILINE)
+def _leased(pid: int, directory: Directory) -> dict[tuple[bytes, int], int]:
+    """How many bytes a process reaches of each segment it has a lease of, by device and inode."""
+    # Its own segments, opened by another name, come and go while their names are listed.
+    lease = re.compile(_LEASE % re.escape(os.fsencode(directory.segments)), re.MULTILINE)
     reached: dict[tuple[bytes, int], int] = {}
     maps = Path(f"/proc/{pid}/maps").read_bytes()
-    for start, end, offset, device, inode in mapping.findall(maps):
+    for start, end, offset, device, inode in lease.findall(maps):
         until = int(offset, 16) + int(end, 16) - int(start, 16)
         file = device, int(inode)
         reached[file] = max(reached.get(file, 0), until)

@@ -22,7 +22,7 @@ from distributed.comm.tcp import (
 
 from xshm import allocation, process
 from xshm.dask.comm import Shm, Shms
-from xshm.dask.memory import account_for
+from xshm.dask.memory import account_for, account_no_more_for
 from xshm.dask.metrics import tell_of
 from xshm.errors import DirectoryError
 
@@ -53,14 +53,18 @@ class _Listener(BaseTCPListener):
     async def start(self) -> None:
         process.hold(self)
         allocation.use_here()
-        server = getattr(self.comm_handler, "__self__", None)
-        account_for(server)
-        tell_of(server)
+        account_for(self._server)
+        tell_of(self._server)
         await super().start()
 
     def stop(self) -> None:
         super().stop()
+        account_no_more_for(self._server)
         process.release(self)
+
+    @property
+    def _server(self) -> object:
+        return getattr(self.comm_handler, "__self__", None)
 
 
 class ShmConnector(_Connector, TCPConnector):

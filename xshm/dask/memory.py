@@ -27,6 +27,7 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,8 @@ from distributed.worker_memory import NannyMemoryManager
 
 from xshm import _core
 from xshm.dask.spill import SpilledLeases
-from xshm.directory import configured
-from xshm.own_memory import orphans_of, own_resident, segments_of
+from xshm.directory import Directory, configured
+from xshm.own_memory import orphans_of, resident, segments_of
 from xshm.whereabouts import is_leased
 
 
@@ -71,8 +72,18 @@ def account_for(server: Any) -> None:
         )
 
 
+def account_no_more_for(server: Any) -> None:
+    """Let this process keep what it is configured to, as a worker in it has ended."""
+    if isinstance(server, Worker):
+        _core.set_budget(sys.maxsize)  # another worker in it sets its own again
+
+
+#: To what part of the limit what is kept may fill it where dask spills nothing: where dask spills.
+_FILLED = 0.6
 #: What part of the memory that dask fills may be kept for the next arrays, whatever else.
 _SPARE = 16
+#: How many looks of the nanny a worker may be beyond its limit.
+_PATIENCE = 2
 
 
 class _WorkerMemory:
@@ -80,9 +91,9 @@ class _WorkerMemory:
 
     def __init__(self, worker: Worker) -> None:
         manager = worker.memory_manager
-        fraction = manager.memory_target_fraction or manager.memory_spill_fraction
-        self._target = int((manager.memory_limit or 0) * (fraction or 0))
-        self._orphans = _Orphans()
+        fraction = manager.memory_target_fraction or manager.memory_spill_fraction or _FILLED
+        self._target = int((manager.memory_limit or 0) * fraction)
+        self._orphans = _Count(orphans_of, once_in=1)
         self._spilled_leases = SpilledLeases(worker.data)
 
     def __call__(self) -> int:
@@ -90,13 +101,12 @@ class _WorkerMemory:
         orphans = self._orphans.count(os.getpid())
         if orphans:
             self._spilled_leases.let_go()
-        own = own_resident(os.getpid()) + orphans
+        own = resident(os.getpid())[0] + orphans
         if self._target:
             # What is kept for the next arrays goes before anything is spilled, and what is
             # spilled is not kept: dask spills until this figure has fallen. But for a little,
             # or each new chunk would be made of cold pages while others are spilled.
-            live = _core.count()["live_bytes"]
-            _core.set_budget(max(self._target - own, live + self._target // _SPARE))
+            _core.set_budget(self._target - own, self._target // _SPARE)
         pool = _core.count()
         return own + pool["live_bytes"] + pool["free_bytes"] + pool["waiting_bytes"]
 
@@ -106,36 +116,54 @@ class _NannyMemoryManager(NannyMemoryManager):
 
     def __init__(self, nanny: Nanny, *, memory_limit: Any) -> None:
         super().__init__(nanny, memory_limit=memory_limit)
-        self._orphans = _Orphans()
+        self._segments = _Count(segments_of)
+        self._orphans = _Count(orphans_of, once_in=1)
+        self._beyond = 0
 
     def memory_monitor(self, nanny: Nanny) -> None:
         process = nanny.process and nanny.process.process
         pid = process and process.pid
         if pid is not None and self._is_within_limit(pid):
+            self._beyond = 0
             return
-        super().memory_monitor(nanny)
+        # What it keeps for its next arrays it gives back when it looks itself, as often as here.
+        self._beyond += 1
+        if self._beyond > _PATIENCE:
+            super().memory_monitor(nanny)
 
     def _is_within_limit(self, pid: int) -> bool:
         limit = self.memory_limit * self.memory_terminate_fraction
         # It has just ended: distributed sees to that.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-            own = own_resident(pid) + segments_of(pid, configured())
-            return bool(own + self._orphans.count(pid) <= limit)
+            own, shared = resident(pid)
+            if own + shared <= limit:  # so distributed would not end it either
+                return True
+            return bool(own + self._segments.count(pid) + self._orphans.count(pid) <= limit)
         return False
 
 
-class _Orphans:
-    """Orphans of a process, looked for once a second: the monitors ask ten times as often.
+class _Count:
+    """What takes long to count: a tenth of the time at most, as the monitors ask without end.
 
-    As long as there are some, each look counts them: dask spills until they have gone.
+    Parameters
+    ----------
+    function : callable
+        Called with a pid and the directory, for bytes.
+    once_in : float
+        Seconds in which to look once, as long as nothing is found.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, function: Callable[[int, Directory], int], once_in: float = 0) -> None:
+        self._function = function
+        self._once_in = once_in
         self._nbytes = 0
         self._good_until = 0.0
 
     def count(self, pid: int) -> int:
-        if self._nbytes or time.monotonic() >= self._good_until:
-            self._nbytes = orphans_of(pid, configured())
-            self._good_until = time.monotonic() + 1
+        start = time.monotonic()
+        if start >= self._good_until:
+            self._nbytes = self._function(pid, configured())
+            end = time.monotonic()
+            # As long as there is some, soon again: dask spills until it has gone.
+            self._good_until = end + max(9 * (end - start), 0 if self._nbytes else self._once_in)
         return self._nbytes

@@ -1,0 +1,68 @@
+"""What a worker's memory is, and what its process may keep, beside what dask usually does."""
+
+from __future__ import annotations
+
+import os
+
+import dask.config
+import numpy as np
+import pytest
+
+import xshm
+from tests import clusters
+from xshm import process
+from xshm.directory import configured
+from xshm.own_memory import orphans_of
+
+MiB = 2**20
+CHUNK = 16 * MiB
+
+
+def make_and_free(n_chunks: int) -> None:
+    """Have so many chunks in memory at a time."""
+    chunks = [np.ones(CHUNK // 8) for _ in range(n_chunks)]
+    del chunks
+
+
+def test_what_lost_its_name_with_its_owner_in_use_is_no_orphan(allocating: None) -> None:
+    x = np.ones(CHUNK // 8)
+    process.close()  # as its last connection does, but x is still there
+    process.current()
+    assert xshm.stats()["live_bytes"] == CHUNK
+    assert orphans_of(os.getpid(), configured()) == 0  # it would count twice
+    del x
+
+
+def test_a_process_whose_workers_have_ended_keeps_as_much_as_before(allocating: None) -> None:
+    make_and_free(10)
+    with clusters.cluster(processes=False, n_workers=1, memory_limit="300MiB") as client:
+        client.submit(make_and_free, 1).result()
+        client.run(lambda dask_worker: dask_worker.monitor.get_process_memory())
+    make_and_free(10)
+    assert xshm.stats()["free_bytes"] >= 10 * CHUNK
+
+
+def test_what_is_kept_for_next_arrays_is_bounded_where_dask_spills_nothing() -> None:
+    """Else it would be what pauses a worker, for ever, or ends it."""
+    limit = 600 * MiB
+    with (
+        dask.config.set({f"distributed.worker.memory.{key}": False for key in ("target", "spill")}),
+        clusters.cluster(n_workers=1, memory_limit=limit) as client,
+    ):
+        client.submit(make_and_free, 20).result()
+        memory = client.run(lambda dask_worker: dask_worker.monitor.get_process_memory())
+        assert max(memory.values()) < 0.65 * limit
+        assert client.run(lambda: xshm.stats()["free_bytes"] >= CHUNK)
+
+
+def make_after_freeing(n_chunks: int, nbytes: int) -> int:
+    make_and_free(n_chunks)
+    return len(b"1" * nbytes)
+
+
+@pytest.mark.slow
+def test_what_is_kept_for_next_arrays_ends_no_worker_before_it_could_give_it_back() -> None:
+    with clusters.cluster(n_workers=1, memory_limit="600MiB") as client:
+        for _ in range(10):
+            client.submit(make_after_freeing, 20, 250 * MiB, pure=False).result()
+        assert client.get_events("worker-restart-memory") == ()
