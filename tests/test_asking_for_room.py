@@ -68,10 +68,10 @@ def keep_idle(mib: int) -> None:
         assert all(map(xshm.is_shared, arrays))
 
 
-def work_until_asked() -> int:
+def work_until_asked(seconds: float = 30) -> int:
     """Use small arrays until something was given back; how much that was."""
     before = _core.count()["given_bytes"]
-    end = time.monotonic() + 30
+    end = time.monotonic() + seconds
     with xshm.allocator():
         while _core.count()["given_bytes"] == before and time.monotonic() < end:
             np.ones(2 * MIB // 8)
@@ -123,6 +123,16 @@ def test_a_container_takes_the_place_of_own_idle_arrays(small: Path) -> None:
     xshm.publish(np.ones(60 * MIB // 8), "large")
     assert 0 < _core.count()["free_bytes"] <= 60 * MIB
     xshm.unlink("large")
+
+
+def test_what_the_directory_can_never_hold_costs_nobody_anything(hoarder: Peer) -> None:
+    keep_idle(10)
+    hoarder.start(work_until_asked, 1)
+    with xshm.allocator():
+        assert not xshm.is_shared(np.empty(200 * MIB))
+    assert Outbox().copy(bytes(200 * MIB), patient=True) is None
+    assert _core.count()["free_bytes"] == 10 * MIB
+    assert hoarder.result() == 0
 
 
 def test_waiting_in_vain_is_not_repeated_at_once(hoarder: Peer) -> None:

@@ -47,7 +47,7 @@ typedef struct segment {
     size_t used;     /* of ours: behind these bytes the file is zero (invariant 10) */
     off_t offset;    /* of `start` in the file: 0, but for leases */
     struct segment *older, *newer; /* while idle: neighbours in its list */
-    uint64_t idle_since;           /* while idle: a monotonic_time() */
+    uint64_t idle_since;           /* while idle: a recent_time(), of no two the same */
 } segment;
 
 /* ---- spans.c: callers hold the pool's lock ---- */
@@ -93,11 +93,12 @@ idle_counts idle_count(void);
 #define XSHM_MILLISECOND UINT64_C(1000000) /* in nanoseconds, as all times here */
 
 typedef struct {
-    size_t free;   /* bytes */
-    size_t enough; /* if fewer are free, room is short */
+    size_t all, free; /* bytes */
+    size_t enough;    /* if fewer are free, room is short */
 } free_room;
 
 uint64_t monotonic_time(void);
+uint64_t recent_time(void);
 int room_left(int directory, free_room *r);
 void room_ask(int directory, size_t size);
 bool room_was_asked(int directory, size_t *size);

@@ -12,6 +12,7 @@ struct list {
 static struct list free_lists[CLASSES]; /* ready, by size class */
 static struct list waiting;             /* handed out once: others may hold leases */
 static idle_counts counts;
+static uint64_t newest; /* when the last one became idle */
 
 static unsigned
 log2_of(size_t size)
@@ -47,7 +48,8 @@ free_list(size_t size)
 static void
 list_push(struct list *list, segment *s)
 {
-    s->idle_since = monotonic_time();
+    uint64_t now = recent_time();
+    s->idle_since = newest = now > newest ? now : newest + 1;
     s->newer = NULL;
     s->older = list->newest;
     *(list->newest ? &list->newest->newer : &list->oldest) = s;

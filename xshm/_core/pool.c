@@ -232,6 +232,9 @@ make_room(int dir, size_t size, bool patient)
 {
     free_room left;
     int error = room_left(dir, &left);
+    if (error == 0 && left.all < size) { /* nobody's are enough */
+        return -ENOSPC;
+    }
     if (error == 0 && left.free < size && give_room(dir, size) > 0) {
         error = room_left(dir, &left);
     }

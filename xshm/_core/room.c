@@ -34,6 +34,15 @@ monotonic_time(void)
     return nanoseconds(&now);
 }
 
+/* The same, a few milliseconds old, in a quarter of the time. */
+uint64_t
+recent_time(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return nanoseconds(&now);
+}
+
 /* How many bytes are free, and below how many room is short: an eighth of all, which lasts
  * for as long as others take to hear of it. */
 int
@@ -44,8 +53,9 @@ room_left(int directory, free_room *r)
         return -errno;
     }
     bool limited = status.f_blocks != 0;
+    r->all = limited ? (size_t)status.f_blocks * status.f_frsize : SIZE_MAX;
     r->free = limited ? (size_t)status.f_bavail * status.f_frsize : SIZE_MAX;
-    r->enough = limited ? (size_t)status.f_blocks * status.f_frsize / 8 : 0;
+    r->enough = limited ? r->all / 8 : 0;
     return 0;
 }
 
@@ -89,10 +99,9 @@ room_was_asked(int directory, size_t *size)
 bool
 room_is_time_to_look(void)
 {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    uint64_t now = recent_time();
     uint64_t due = __atomic_load_n(&next_look, __ATOMIC_RELAXED);
-    return nanoseconds(&now) >= due
-           && __atomic_compare_exchange_n(&next_look, &due, nanoseconds(&now) + LOOK_EVERY, false,
+    return now >= due
+           && __atomic_compare_exchange_n(&next_look, &due, now + LOOK_EVERY, false,
                                           __ATOMIC_RELAXED, __ATOMIC_RELAXED);
 }
