@@ -22,7 +22,7 @@ from tests.clusters import cluster
 from tests.conftest import files_in, wait_until
 from tests.everything_in_use import everything_in_use
 from tests.test_janitor import enter_and_leave
-from tests.test_process import Peer, hold_array, own_id, share_array, take
+from tests.test_process import Peer, drop, hold_array, own_id, share_array, take
 from xshm import janitor
 from xshm.directory import configured
 from xshm.handover import Outbox
@@ -114,6 +114,7 @@ def test_all_of_the_dead_goes_and_nothing_of_the_living(directory: Path) -> None
 
         os.kill(stopped.pid, signal.SIGCONT)
         assert take(stopped(share_array, 1)) == 1
+        drop(1)
         for process in living:
             process.communicate("\n", timeout=60)
             assert process.returncode == 0
