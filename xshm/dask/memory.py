@@ -17,7 +17,7 @@ Three attributes of distributed's servers are set when they start to listen to `
 - ``Worker.monitor.get_process_memory``: spilling, pausing, the scheduler and the dashboard all have
   their figure from it. distributed keeps this method apart so that it can be replaced.
 - ``Nanny.memory_manager`` and its periodic callback, which end a worker that takes too much.
-- Files and cache of ``Worker.data``, if that is distributed's own ``SpillBuffer``: see
+- Files and ``evict`` of ``Worker.data``, if that is distributed's own ``SpillBuffer``: see
   :mod:`xshm.dask.spill`.
 """
 
@@ -36,7 +36,7 @@ from distributed import Nanny, Worker
 from distributed.worker_memory import NannyMemoryManager
 
 from xshm import _core
-from xshm.dask.spill import SpilledLeases
+from xshm.dask.spill import attend_to
 from xshm.directory import Directory, configured
 from xshm.own_memory import orphans_of, resident, segments_of
 from xshm.whereabouts import is_leased
@@ -66,6 +66,7 @@ def account_for(server: Any) -> None:
     """
     if isinstance(server, Worker):
         server.monitor.get_process_memory = _WorkerMemory(server)
+        attend_to(server.data)
     elif isinstance(server, Nanny):
         server.memory_manager = _NannyMemoryManager(
             server, memory_limit=server.memory_manager.memory_limit
@@ -94,13 +95,10 @@ class _WorkerMemory:
         fraction = manager.memory_target_fraction or manager.memory_spill_fraction or _FILLED
         self._target = int((manager.memory_limit or 0) * fraction)
         self._orphans = _Count(orphans_of, once_in=1)
-        self._spilled_leases = SpilledLeases(worker.data)
 
     def __call__(self) -> int:
         _core.give_room()  # if another process asks for some
         orphans = self._orphans.count(os.getpid())
-        if orphans:
-            self._spilled_leases.let_go()
         own = resident(os.getpid())[0] + orphans
         if self._target:
             # What is kept for the next arrays goes before anything is spilled, and what is

@@ -4,53 +4,37 @@ distributed reads a spilled chunk into a ``bytearray``: sent to another worker, 
 be copied into a segment first. Here it comes back into a segment, as if it had just been
 computed.
 
-distributed spills leases too, though the memory is another's and none is gained. They are
-written, as it wants, but held on to: when they are needed again, nothing is read.
+distributed spills leases too, though their memory is another worker's and none is gained. Here
+they stay, for as long as that worker keeps them.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from distributed.spill import AnyKeyFile, SpillBuffer
-from zict.cache import WeakValueMapping
 
-from xshm.whereabouts import is_leased
+from xshm import _core, process
+from xshm.whereabouts import bytes_spanned, is_leased
 
 
-class SpilledLeases(WeakValueMapping[Any, Any]):
-    """Spilled values that are still in memory: because somebody uses them, or as leases.
+def attend_to(data: MutableMapping[Any, Any]) -> None:
+    """See to what a worker spills.
 
     Parameters
     ----------
     data : MutableMapping
         Of a worker that has not spilled anything yet. If it is not distributed's own
-        ``SpillBuffer``, whoever made it sees to what is spilled.
+        ``SpillBuffer``, whoever made it sees to that.
     """
-
-    def __init__(self, data: MutableMapping[Any, Any]) -> None:
-        super().__init__()
-        self._held: dict[Any, np.ndarray[Any, Any]] = {}
-        if isinstance(data, SpillBuffer):
-            data.slow.cache = self
-            values = data.slow.data
-            values.d = _Files(values.d.directory)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        super().__setitem__(key, value)
-        if type(value) is np.ndarray and is_leased(value):
-            self._held[key] = value
-
-    def __delitem__(self, key: Any) -> None:
-        self._held.pop(key, None)
-        super().__delitem__(key)
-
-    def let_go(self) -> None:
-        """Hold on to leases no longer: some are all that keeps their memory."""
-        self._held.clear()
+    if isinstance(data, SpillBuffer):
+        values = data.slow.data
+        values.d = _Files(values.d.directory)
+        data.evict = functools.partial(_evict, data)
 
 
 class _Files(AnyKeyFile):
@@ -60,3 +44,26 @@ class _Files(AnyKeyFile):
         with self.lock:
             path = Path(self.directory, self.filenames[key])
             return np.fromfile(path, "u1").data
+
+
+def _evict(data: SpillBuffer) -> int:
+    """As ``SpillBuffer.evict``, but leases count as used just now.
+
+    Returns
+    -------
+    int
+        Bytes that the value had, or -1 if none was spilled.
+    """
+    for _ in range(len(data.fast)):
+        key = next(iter(data.fast.order))
+        if not _is_kept_by_another(data.fast.d[key]):
+            return int(SpillBuffer.evict(data))
+        data.fast[key]  # is the one that was used last now
+    return -1
+
+
+def _is_kept_by_another(value: Any) -> bool:
+    if type(value) is not np.ndarray or not is_leased(value):
+        return False
+    place = _core.locate(bytes_spanned(value))
+    return place is not None and process.current().exists(place[1])
