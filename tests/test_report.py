@@ -25,7 +25,7 @@ from tests import clusters
 from tests.clusters import ITEMS, LARGE
 from tests.conftest import wait_until
 from tests.test_docs import ROOT, blocks_of
-from xshm.dask.report import Report, Room, WorkerReport
+from xshm.dask.report import Report, Room, WorkerReport, _order
 from xshm.directory import configured
 
 directory = clusters.module_directory
@@ -64,6 +64,11 @@ def test_it_tells_of_each_worker_what_it_exchanged_and_holds(
         assert worker.memory_limit == known["memory_limit"]
         assert 0 < worker.memory < worker.memory_limit
         assert (worker.spilled, worker.remark) == (0, "")
+
+
+def test_names_of_workers_may_be_of_any_type() -> None:
+    names = ["b", 10, 2.5, 2, ("a", 1)]
+    assert sorted(names, key=_order) == [2, 10, ("a", 1), 2.5, "b"]
 
 
 def test_workers_that_share_a_directory_have_one_room(client: Client) -> None:

@@ -213,7 +213,8 @@ def report(client: Client, timeout: float = 10) -> Report:
 
 
 def _order(name: Any) -> tuple[bool, Any]:
-    return not isinstance(name, int), name  # some clusters count their workers, 2 before 10
+    # Some clusters count their workers, 2 before 10; a name may be anything.
+    return (False, name) if isinstance(name, int) else (True, str(name))
 
 
 async def _ask(client: Client, timeout: float) -> Report:
