@@ -197,6 +197,18 @@ def test_the_last_holder_closes(directory: Path) -> None:
     assert files_in(directory) == []
 
 
+def test_who_could_not_enter_is_no_holder(directory: Path) -> None:
+    class Holder:
+        pass
+
+    refused, holder = Holder(), Holder()
+    with dask.config.set({"xshm.keep": "alot"}), pytest.raises(ValueError, match="alot"):
+        process.hold(refused)
+    process.hold(holder)
+    process.release(holder)
+    assert files_in(directory) == []
+
+
 def test_what_is_kept_open_stays_when_holders_leave(directory: Path) -> None:
     class Holder:
         pass

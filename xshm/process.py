@@ -153,14 +153,13 @@ def keep_open() -> None:
 
 def hold(holder: object) -> Process:
     """Enter this process in the directory for as long as `holder` needs it."""
-    with _lock:
+    with _lock, contextlib.ExitStack() as undo:
         # Before it is entered: a holder that is dropped meanwhile is not to take it for the last.
         _holders.add(holder)
-        try:
-            return current()
-        except DirectoryError:
-            _holders.discard(holder)
-            raise
+        undo.callback(_holders.discard, holder)
+        process = current()
+        undo.pop_all()
+        return process
 
 
 def release(holder: object) -> None:
