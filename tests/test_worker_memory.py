@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import dask.config
 import numpy as np
 import pytest
+from distributed.spill import SpillBuffer
 
 import xshm
 from tests import clusters
 from xshm import process
+from xshm.dask.spill import attend_to
 from xshm.directory import configured
 from xshm.own_memory import orphans_of
 
@@ -66,3 +69,27 @@ def test_what_is_kept_for_next_arrays_ends_no_worker_before_it_could_give_it_bac
         for _ in range(10):
             client.submit(make_after_freeing, 20, 250 * MiB, pure=False).result()
         assert client.get_events("worker-restart-memory") == ()
+
+
+def test_no_lease_is_spilled_for_own_chunks_as_long_as_its_owner_keeps_it(
+    allocating: None, tmp_path: Path
+) -> None:
+    data = SpillBuffer(str(tmp_path), target=3 * CHUNK + CHUNK // 2)
+    attend_to(data)
+    of_another = [np.full(CHUNK // 8, i) for i in range(3)]
+    for i, x in enumerate(of_another):
+        data["lease", i] = clusters.exchange(x, "shm")
+    leases = set(data.fast)
+    for i in range(5):
+        data["own", i] = np.full(CHUNK // 8, i)
+    assert set(data.slow) == {("own", 0), ("own", 1)}
+    while data.evict() >= 0:
+        pass
+    assert set(data.fast) == leases
+    of_another.clear()
+    del x
+    xshm.trim()  # what the owner keeps for its next arrays
+    assert data.evict() >= 0
+    assert [data["lease", i][-1] for i in range(3)] == [0, 1, 2]
+    assert [data["own", i][-1] for i in range(5)] == [0, 1, 2, 3, 4]
+    data.clear()

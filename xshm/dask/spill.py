@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from distributed.spill import AnyKeyFile, SpillBuffer
+from zict import LRU
 
 from xshm import _core, process
 from xshm.whereabouts import bytes_spanned, is_leased
@@ -34,7 +35,9 @@ def attend_to(data: MutableMapping[Any, Any]) -> None:
     if isinstance(data, SpillBuffer):
         values = data.slow.data
         values.d = _Files(values.d.directory)
-        data.evict = functools.partial(_evict, data)
+        # Who sets an item takes the first, dask's monitor of memory the second.
+        data.fast.evict = functools.partial(_evict, data.fast)
+        data.evict = functools.partial(_evict_if_any, data)
 
 
 class _Files(AnyKeyFile):
@@ -46,20 +49,28 @@ class _Files(AnyKeyFile):
             return np.fromfile(path, "u1").data
 
 
-def _evict(data: SpillBuffer) -> int:
-    """As ``SpillBuffer.evict``, but leases count as used just now.
+def _evict(fast: LRU[Any, Any]) -> tuple[Any, Any, float]:
+    """As ``LRU.evict``, but leases count as used just now.
 
-    Returns
-    -------
-    int
-        Bytes that the value had, or -1 if none was spilled.
+    Raises
+    ------
+    KeyError
+        There is nothing else.
     """
-    for _ in range(len(data.fast)):
-        key = next(iter(data.fast.order))
-        if not _is_kept_by_another(data.fast.d[key]):
-            return int(SpillBuffer.evict(data))
-        data.fast[key]  # is the one that was used last now
-    return -1
+    for _ in range(len(fast)):
+        key = next(iter(fast.order))
+        if not _is_kept_by_another(fast.d[key]):
+            return LRU.evict(fast)
+        fast[key]  # is the one that was used last now
+    raise KeyError("expected a value that only this worker keeps, found none")
+
+
+def _evict_if_any(data: SpillBuffer) -> int:
+    """As ``SpillBuffer.evict``: the bytes that the value had, or -1 if none was spilled."""
+    try:
+        return int(SpillBuffer.evict(data))
+    except KeyError:
+        return -1
 
 
 def _is_kept_by_another(value: Any) -> bool:
