@@ -441,10 +441,12 @@ give_room(PyObject *module, PyObject *none)
 {
     (void)module;
     (void)none;
-    size_t bytes;
-    Py_BEGIN_ALLOW_THREADS
-    bytes = pool_give_room();
-    Py_END_ALLOW_THREADS
+    size_t bytes = 0;
+    if (room_is_time_to_look()) { /* else the GIL stays: to get it back may take a while */
+        Py_BEGIN_ALLOW_THREADS
+        bytes = pool_give_room();
+        Py_END_ALLOW_THREADS
+    }
     return PyLong_FromSize_t(bytes);
 }
 

@@ -185,9 +185,6 @@ size_t
 pool_give_room(void)
 {
     size_t size, given = 0;
-    if (!room_is_time_to_look()) {
-        return 0;
-    }
     pthread_mutex_lock(&lock);
     int dir = own_directory();
     pthread_mutex_unlock(&lock);
@@ -307,7 +304,7 @@ pool_take(size_t length, bool only_warm)
     if (length == 0 || length > PTRDIFF_MAX) {
         return NULL;
     }
-    if (!only_warm) {
+    if (!only_warm && room_is_time_to_look()) {
         pool_give_room();
     }
     size_t size = size_class(length);
@@ -397,7 +394,9 @@ pool_give_back(void *start)
     }
     s->start = NULL;
     make_idle(s, handed_out);
-    pool_give_room();
+    if (room_is_time_to_look()) {
+        pool_give_room();
+    }
     return true;
 }
 
@@ -489,7 +488,9 @@ pool_copy_in(const char *bytes, size_t length, const char *token, bool patient, 
     if (length == 0) {
         return -EINVAL;
     }
-    pool_give_room();
+    if (room_is_time_to_look()) {
+        pool_give_room();
+    }
     size_t size = size_class(length);
     pthread_mutex_lock(&lock);
     if (directory < 0) {
