@@ -15,7 +15,7 @@ from xshm.directory import Directory
 
 _STATUS = re.compile(rb"^(VmRSS|RssShmem):\s+(\d+) kB$", re.MULTILINE)
 # proc_pid_maps(5): address, permissions, offset, device, inode, path.
-_LEASE = rb"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) (\S+) (\d+) +%s/\S+\.(?:token|message)\b"
+_LEASE = rb"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) \S+ (\d+) +%s/\S+\.(?:token|message)\b"
 # proc_locks(5): kind, manner, access, process, device and inode.
 _HOLDER = re.compile(rb"^\d+: FLOCK +ADVISORY +READ +(\d+) (\S+):(\d+) ", re.MULTILINE)
 
@@ -75,32 +75,36 @@ def orphans_of(pid: int, directory: Directory) -> int:
     reach: up to the end of the part of the segment that is mapped.
     """
     leased = _leased(pid, directory)
+    if leased:
+        with os.scandir(directory.segments) as entries:
+            named = {entry.inode() for entry in entries}
+        leased = {inode: nbytes for inode, nbytes in leased.items() if inode not in named}
     if not leased:
         return 0
-    with os.scandir(directory.segments) as entries:
-        named = {entry.inode() for entry in entries}
-    orphans = {file: nbytes for file, nbytes in leased.items() if file[1] not in named}
-    if not orphans:
-        return 0
-    counts_it: dict[tuple[bytes, int], int] = {}
+    others = counted_by_others(pid, directory)
+    return sum(nbytes for inode, nbytes in leased.items() if inode not in others)
+
+
+def counted_by_others(pid: int, directory: Directory) -> set[int]:
+    """Inodes of what is leased by a process with a lower pid."""
+    device = os.stat(directory.segments).st_dev
+    ours = f"{os.major(device):02x}:{os.minor(device):02x}".encode()
     # Without a list of locks (some sandboxes) each holder counts them: too much is safe.
     with contextlib.suppress(FileNotFoundError, PermissionError):
-        for holder, device, inode in _HOLDER.findall(Path("/proc/locks").read_bytes()):
-            file = device, int(inode)
-            counts_it[file] = min(counts_it.get(file, int(holder)), int(holder))
-    return sum(nbytes for file, nbytes in orphans.items() if counts_it.get(file, pid) == pid)
+        locks = _HOLDER.findall(Path("/proc/locks").read_bytes())
+        return {int(inode) for holder, where, inode in locks if where == ours and int(holder) < pid}
+    return set()
 
 
-def _leased(pid: int, directory: Directory) -> dict[tuple[bytes, int], int]:
-    """How many bytes a process reaches of each segment it has a lease of, by device and inode."""
+def _leased(pid: int, directory: Directory) -> dict[int, int]:
+    """How many bytes a process reaches of each segment it has a lease of, by inode."""
     # Its own segments, opened by another name, come and go while their names are listed.
     lease = re.compile(_LEASE % re.escape(os.fsencode(directory.segments)), re.MULTILINE)
-    reached: dict[tuple[bytes, int], int] = {}
+    reached: dict[int, int] = {}
     maps = Path(f"/proc/{pid}/maps").read_bytes()
-    for start, end, offset, device, inode in lease.findall(maps):
+    for start, end, offset, inode in lease.findall(maps):
         until = int(offset, 16) + int(end, 16) - int(start, 16)
-        file = device, int(inode)
-        reached[file] = max(reached.get(file, 0), until)
+        reached[int(inode)] = max(reached.get(int(inode), 0), until)
     return reached
 
 

@@ -147,6 +147,7 @@ int pool_copy_in(const char *bytes, size_t length, const char *token, bool patie
 segment *pool_lease(const char *token, const char *name, off_t offset, size_t length,
                     size_t *skipped, int *error);
 void pool_drop_lease(segment *s);
+segment *pool_orphans(void);
 
 /* ---- window.c: returns 0 or -errno ---- */
 typedef struct {

@@ -7,6 +7,7 @@
 #include "core.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* OSError picks the subclass that fits the number, FileNotFoundError and so on. */
@@ -251,6 +252,28 @@ locate(PyObject *module, PyObject *object)
     }
     PyBuffer_Release(&view);
     return result;
+}
+
+/* With the GIL held throughout: it takes a microsecond for each lease, and who lets the GIL go
+ * may wait some milliseconds to have it back. */
+static PyObject *
+orphans(PyObject *module, PyObject *none)
+{
+    (void)module;
+    (void)none;
+    PyObject *list = PyList_New(0);
+    for (segment *s = pool_orphans(), *next; s != NULL; s = next) {
+        PyObject *item = list == NULL ? NULL
+                                      : Py_BuildValue("KL", (unsigned long long)s->inode,
+                                                      (long long)s->offset + (long long)s->size);
+        if (item == NULL || PyList_Append(list, item) != 0) {
+            Py_CLEAR(list);
+        }
+        Py_XDECREF(item);
+        next = s->older;
+        free(s);
+    }
+    return list;
 }
 
 static PyObject *
@@ -547,6 +570,7 @@ static PyMethodDef methods[] = {
     {"copy_in", copy_in, METH_VARARGS, NULL},
     {"lease", lease, METH_VARARGS, NULL},
     {"map_window", map_window, METH_VARARGS, NULL},
+    {"orphans", orphans, METH_NOARGS, NULL},
     {"windows", windows, METH_NOARGS, NULL},
     {"wait_for_event", wait_for_event, METH_VARARGS, NULL},
     {"tell_event", tell_event, METH_O, NULL},

@@ -598,6 +598,41 @@ pool_drop_lease(segment *s)
     discard(-1, s);
 }
 
+/* Leases of segments that have no name any more, as their owner has ended or given them up:
+ * copies, chained by `older`, for the caller to free. */
+segment *
+pool_orphans(void)
+{
+    segment *leases = NULL, *orphans = NULL;
+    pthread_mutex_lock(&lock);
+    int dir = own_directory();
+    for (size_t i = 0; dir >= 0 && i < span_count(); i++) {
+        const segment *s = span_at(i);
+        segment *copy = s->state == SEGMENT_LEASED ? malloc(sizeof *copy) : NULL;
+        if (copy != NULL) {
+            *copy = *s;
+            copy->older = leases;
+            leases = copy;
+        }
+    }
+    pthread_mutex_unlock(&lock);
+    while (leases != NULL) {
+        segment *s = leases;
+        leases = s->older;
+        if (faccessat(dir, s->name, F_OK, 0) == 0) {
+            free(s);
+        }
+        else {
+            s->older = orphans;
+            orphans = s;
+        }
+    }
+    if (dir >= 0) {
+        close(dir);
+    }
+    return orphans;
+}
+
 /* ---- opening, closing, fork ---- */
 
 int

@@ -28,7 +28,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from dask.sizeof import sizeof
@@ -38,8 +38,10 @@ from distributed.worker_memory import NannyMemoryManager
 from xshm import _core
 from xshm.dask.spill import attend_to
 from xshm.directory import Directory, configured
-from xshm.own_memory import orphans_of, resident, segments_of
+from xshm.own_memory import counted_by_others, orphans_of, resident, segments_of
 from xshm.whereabouts import is_leased
+
+T = TypeVar("T")
 
 
 def _register_sizeof() -> None:
@@ -94,12 +96,11 @@ class _WorkerMemory:
         manager = worker.memory_manager
         fraction = manager.memory_target_fraction or manager.memory_spill_fraction or _FILLED
         self._target = int((manager.memory_limit or 0) * fraction)
-        self._orphans = _Count(orphans_of, once_in=1)
+        self._counted_by_others = _Seldom(counted_by_others)
 
     def __call__(self) -> int:
         _core.give_room()  # if another process asks for some
-        orphans = self._orphans.count(os.getpid())
-        own = resident(os.getpid())[0] + orphans
+        own = resident(os.getpid())[0] + self._orphans()
         if self._target:
             # What is kept for the next arrays goes before anything is spilled, and what is
             # spilled is not kept: dask spills until this figure has fallen. But for a little,
@@ -108,14 +109,20 @@ class _WorkerMemory:
         pool = _core.count()
         return own + pool["live_bytes"] + pool["free_bytes"] + pool["waiting_bytes"]
 
+    def _orphans(self) -> int:
+        # Looked for each time, since a worker that takes many chunks whose owners spill them
+        # gets as many in no time; and all count until it is known that others count them.
+        orphans = dict(_core.orphans())
+        others = self._counted_by_others(os.getpid()) if orphans else set()
+        return sum(nbytes for inode, nbytes in orphans.items() if inode not in others)
+
 
 class _NannyMemoryManager(NannyMemoryManager):
     """Ends a worker only for what that worker keeps alive."""
 
     def __init__(self, nanny: Nanny, *, memory_limit: Any) -> None:
         super().__init__(nanny, memory_limit=memory_limit)
-        self._segments = _Count(segments_of)
-        self._orphans = _Count(orphans_of, once_in=1)
+        self._orphans = _Seldom(orphans_of)
         self._beyond = 0
 
     def memory_monitor(self, nanny: Nanny) -> None:
@@ -136,32 +143,28 @@ class _NannyMemoryManager(NannyMemoryManager):
             own, shared = resident(pid)
             if own + shared <= limit:  # so distributed would not end it either
                 return True
-            return bool(own + self._segments.count(pid) + self._orphans.count(pid) <= limit)
+            own += segments_of(pid, configured())
+            return bool(own + self._orphans(pid) <= limit)
         return False
 
 
-class _Count:
-    """What takes long to count: a tenth of the time at most, as the monitors ask without end.
+class _Seldom(Generic[T]):
+    """A function that takes long, called a tenth of the time at most: monitors ask without end.
 
     Parameters
     ----------
     function : callable
-        Called with a pid and the directory, for bytes.
-    once_in : float
-        Seconds in which to look once, as long as nothing is found.
+        Called with a pid and the directory.
     """
 
-    def __init__(self, function: Callable[[int, Directory], int], once_in: float = 0) -> None:
+    def __init__(self, function: Callable[[int, Directory], T]) -> None:
         self._function = function
-        self._once_in = once_in
-        self._nbytes = 0
-        self._good_until = 0.0
+        self._call_again = 0.0
 
-    def count(self, pid: int) -> int:
+    def __call__(self, pid: int) -> T:
         start = time.monotonic()
-        if start >= self._good_until:
-            self._nbytes = self._function(pid, configured())
+        if start >= self._call_again:
+            self._last = self._function(pid, configured())
             end = time.monotonic()
-            # As long as there is some, soon again: dask spills until it has gone.
-            self._good_until = end + max(9 * (end - start), 0 if self._nbytes else self._once_in)
-        return self._nbytes
+            self._call_again = end + 9 * (end - start)
+        return self._last
