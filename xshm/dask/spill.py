@@ -11,11 +11,15 @@ they stay, for as long as that worker keeps them.
 from __future__ import annotations
 
 import functools
+import struct
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
+from distributed.protocol.compression import decompress
+from distributed.protocol.serialize import merge_and_deserialize
 from distributed.spill import AnyKeyFile, SpillBuffer
 from zict import LRU
 
@@ -35,6 +39,7 @@ def attend_to(data: MutableMapping[Any, Any]) -> None:
     if isinstance(data, SpillBuffer):
         values = data.slow.data
         values.d = _Files(values.d.directory)
+        values.load = _load
         # Who sets an item takes the first, dask's monitor of memory the second.
         data.fast.evict = functools.partial(_evict, data.fast)
         data.evict = functools.partial(_evict_if_any, data)
@@ -43,10 +48,36 @@ def attend_to(data: MutableMapping[Any, Any]) -> None:
 class _Files(AnyKeyFile):
     """The files of spilled values: zict's, but for the memory that they are read into."""
 
-    def __getitem__(self, key: Any) -> memoryview:
+    def __getitem__(self, key: Any) -> _Content:
         with self.lock:
-            path = Path(self.directory, self.filenames[key])
-            return np.fromfile(path, "u1").data
+            return _Content(Path(self.directory, self.filenames[key]))
+
+
+class _Content:
+    """What is in such a file, frame by frame: so that an array is where arrays begin.
+
+    Its length is in bytes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with open(path, "rb") as file:
+            # As distributed.protocol.utils.pack_frames_prelude writes them.
+            (count,) = _LENGTH.unpack(file.read(_LENGTH.size))
+            lengths = [_LENGTH.unpack(file.read(_LENGTH.size))[0] for _ in range(count)]
+            self.frames = [np.fromfile(file, "u1", length).data for length in lengths]
+
+    def __len__(self) -> int:
+        return sum(frame.nbytes for frame in self.frames)
+
+
+_LENGTH = struct.Struct("Q")
+
+
+def _load(content: _Content) -> Any:
+    """As distributed.protocol.serialize.deserialize_bytes, of frames."""
+    head, *frames = content.frames
+    header = msgpack.loads(head, raw=False, use_list=False)
+    return merge_and_deserialize(header, decompress(header, frames))
 
 
 def _evict(fast: LRU[Any, Any]) -> tuple[Any, Any, float]:
