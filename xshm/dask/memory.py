@@ -35,9 +35,9 @@ from dask.sizeof import sizeof
 from distributed import Nanny, Worker
 from distributed.worker_memory import NannyMemoryManager
 
-from xshm import _core
+from xshm import _core, process
 from xshm.dask.spill import attend_to
-from xshm.directory import Directory, configured
+from xshm.directory import Directory
 from xshm.own_memory import counted_by_others, orphans_of, resident, segments_of
 from xshm.whereabouts import is_leased
 
@@ -127,8 +127,8 @@ class _NannyMemoryManager(NannyMemoryManager):
         self._beyond = 0
 
     def memory_monitor(self, nanny: Nanny) -> None:
-        process = nanny.process and nanny.process.process
-        pid = process and process.pid
+        started = nanny.process and nanny.process.process
+        pid = started and started.pid
         if pid is not None and self._is_within_limit(pid):
             self._beyond = 0
             return
@@ -144,7 +144,7 @@ class _NannyMemoryManager(NannyMemoryManager):
             own, shared = resident(pid)
             if own + shared <= limit:  # so distributed would not end it either
                 return True
-            own += segments_of(pid, configured())
+            own += segments_of(pid, process.current().directory)
             return bool(own + self._orphans(pid) <= limit)
         return False
 
@@ -165,7 +165,7 @@ class _Seldom(Generic[T]):
     def __call__(self, pid: int) -> T:
         start = time.monotonic()
         if start >= self._call_again:
-            self._last = self._function(pid, configured())
+            self._last = self._function(pid, process.current().directory)
             end = time.monotonic()
             self._call_again = end + 9 * (end - start)
         return self._last
