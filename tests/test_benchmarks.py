@@ -50,6 +50,24 @@ def test_processes(name: str, tmp_path: Path) -> None:
             assert not any(module in system for system in measures)
 
 
+@pytest.mark.slow
+def test_spilling(tmp_path: Path) -> None:
+    samples = tmp_path / "samples.json"
+    options = ["--only", "deviation", "--size", "400MiB", "--repeats", "1", "--json", samples]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "spilling", *options],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    content = json.loads(samples.read_text())
+    assert content["failures"] == []
+    assert {sample["system"] for sample in content["samples"]} == {"tcp", "shm"}
+
+
 def test_a_goal_of_some_systems_is_asked_of_no_others() -> None:
     work = Work(
         lambda size: pytest.fail("nothing is run"),

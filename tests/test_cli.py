@@ -487,7 +487,9 @@ def test_df_for_programs_is_a_line_each_time_and_tells_what_changes(containers: 
     with watching("--json") as running:
         assert running.stdout is not None
         usages = map(json.loads, running.stdout)
-        assert next(usages)["containers"]["files"] == 0
+        first = next(usages)
+        assert datetime.datetime.fromisoformat(first["time"]).tzinfo is not None
+        assert first["containers"]["files"] == 0
         xshm.publish(np.zeros(4), "x")
         assert any(usage["containers"]["files"] == 1 for usage in usages)
 
@@ -510,7 +512,8 @@ def test_df_is_drawn_over_what_was_there_on_a_terminal(containers: Path) -> None
     _, *screens, _ = shown.decode().split("\x1b[H\x1b[J")
     for screen in screens:
         drawn = screen.splitlines()
-        assert drawn[0] == str(configured().path)[:columns]
+        assert datetime.datetime.fromisoformat(drawn[0][:19])
+        assert drawn[1] == str(configured().path)[:columns]
         assert 5 < len(drawn) < lines
         assert max(map(len, drawn)) <= columns
 

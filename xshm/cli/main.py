@@ -198,8 +198,12 @@ def _df(chosen: argparse.Namespace) -> int:
         return _print(chosen, usage, _text_of(usage))
     with contextlib.suppress(KeyboardInterrupt):
         while True:
+            now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
             usage = measure(configured())
-            print(json.dumps(usage) if chosen.json else _screen_of(_text_of(usage)), flush=True)
+            if chosen.json:
+                print(json.dumps({"time": now, **usage}), flush=True)
+            else:
+                print(_screen_of(f"{now}\n{_text_of(usage)}"), flush=True)
             time.sleep(chosen.watch)
     return 0
 
