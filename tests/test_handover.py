@@ -186,6 +186,18 @@ def test_the_sender_may_end_once_it_was_taken(peer: Peer) -> None:
     assert (lease == 1).all()
 
 
+@pytest.mark.usefixtures("allocating")
+def test_a_lease_is_an_orphan_once_its_owner_has_ended(peer: Peer) -> None:
+    peer(hold_array, 1)
+    lease = receive(peer(share_array, 1))
+    assert _core.orphans() == []
+    peer.end()
+    ((_, nbytes),) = _core.orphans()
+    assert nbytes == lease.nbytes
+    del lease
+    assert _core.orphans() == []
+
+
 # ---- Tokens that nobody takes.
 
 
