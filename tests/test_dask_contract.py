@@ -390,8 +390,9 @@ async def test_a_nanny_has_the_scheme_of_its_schedulers_address_and_restarts(
         same(await c.submit(operator.add, x, y), numbers() + numbers(1))
         await c.restart()
         assert x.status == y.status == "cancelled"
-        assert list(s.workers) == [nanny.worker_address]
-        assert nanny.worker_address != before
+        (after,) = s.workers  # the nanny may not have heard of it yet
+        assert after != before
+        assert after.startswith(f"{scheme}://")
         same(await c.submit(double, numbers(2)), numbers(2) * 2)
 
 
