@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,24 @@ from benchmarks.measure import Results, Sample
 from benchmarks.processes import PACKAGES, WORKS
 
 ROOT = Path(__file__).parents[1]
+
+
+def run(tmp_path: Path, command: str, *options: str) -> tuple[dict[str, Any], str, str]:
+    """The samples of a command, run once, and what it printed and complained of."""
+    samples = tmp_path / "samples.json"
+    always = ["--repeats", "1", "--json", samples]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", command, *options, *always],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    content = json.loads(samples.read_text())
+    assert content["failures"] == []
+    return content, done.stdout, done.stderr
 
 
 QUICK = ("attach", "element")
@@ -25,46 +44,22 @@ QUICK = ("attach", "element")
 )
 def test_processes(name: str, tmp_path: Path) -> None:
     """Every system does the work once, and every figure of the table is measured."""
-    samples = tmp_path / "samples.json"
-    options = ["--only", name, "--size", "16MiB", "--repeats", "1", "--json", samples]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "processes", *options],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
-    assert done.returncode == 0, done.stderr
-    content = json.loads(samples.read_text())
-    assert content["failures"] == []
+    content, shown, complaints = run(tmp_path, "processes", "--only", name, "--size", "16MiB")
     measures = {sample["system"]: sample["measures"] for sample in content["samples"]}
     assert any(system.startswith("xshm") for system in measures)
     for system, found in measures.items():
-        assert f"| {system} " in done.stdout
+        assert f"| {system} " in shown
         assert set(found) == {column.measure for column in WORKS[name].columns}
     assert {goal["verdict"] for goal in content["goals"][name]} <= {"not judged"}
     for package, module in PACKAGES.items():
         if content["machine"]["versions"][package] is None:
-            assert package in done.stderr
+            assert package in complaints
             assert not any(module in system for system in measures)
 
 
 @pytest.mark.slow
 def test_spilling(tmp_path: Path) -> None:
-    samples = tmp_path / "samples.json"
-    options = ["--only", "deviation", "--size", "400MiB", "--repeats", "1", "--json", samples]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "spilling", *options],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
-    assert done.returncode == 0, done.stderr
-    content = json.loads(samples.read_text())
-    assert content["failures"] == []
+    content, _, _ = run(tmp_path, "spilling", "--only", "deviation", "--size", "320MiB")
     assert {sample["system"] for sample in content["samples"]} == {"tcp", "shm"}
 
 
