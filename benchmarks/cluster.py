@@ -113,6 +113,37 @@ def _count_keys(dask_worker: Any) -> int:
 
 
 @contextmanager
+def new_cluster(
+    protocol: str, n_workers: int, memory_limit: int, **options: Any
+) -> Iterator[Client]:
+    """Start a new cluster of workers with one thread each; its client.
+
+    Parameters
+    ----------
+    protocol : {"tcp", "shm", "inproc"}
+    n_workers : int
+    memory_limit : int
+        Of each worker, in bytes; 0 for none.
+    **options
+        Arguments of ``LocalCluster``.
+    """
+    with (
+        LocalCluster(
+            protocol=protocol,
+            n_workers=n_workers,
+            threads_per_worker=1,
+            memory_limit=memory_limit,
+            dashboard_address=":0",
+            silence_logs=logging.ERROR,
+            **options,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        client.wait_for_workers(n_workers, timeout=TIMEOUT)
+        yield client
+
+
+@contextmanager
 def session(protocol: str, scale: float = 1.0, n_workers: int = 4) -> Iterator[Session]:
     """Start a new cluster of workers with one thread each; close it at the end.
 
@@ -127,18 +158,8 @@ def session(protocol: str, scale: float = 1.0, n_workers: int = 4) -> Iterator[S
     try:
         with (
             dask.config.set(NO_SPILLING),
-            LocalCluster(
-                n_workers=n_workers,
-                threads_per_worker=1,
-                processes=protocol != "inproc",
-                protocol=protocol,
-                memory_limit=0,
-                dashboard_address=":0",
-                silence_logs=logging.ERROR,
-            ) as cluster,
-            Client(cluster) as client,
+            new_cluster(protocol, n_workers, 0, processes=protocol != "inproc") as client,
         ):
-            client.wait_for_workers(n_workers, timeout=TIMEOUT)
             client.run(_count_keys)  # all that the workers import is imported now
             workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
             yield Session(client, workers, protocol, scale)

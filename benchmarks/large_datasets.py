@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,11 +13,11 @@ import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
-from distributed import Client, LocalCluster
+from distributed import Client
 
 import xshm
 
-from .cluster import TIMEOUT, session
+from .cluster import TIMEOUT, new_cluster, session
 from .comparison import Call, Column, Goal, Work
 from .files import SECONDS
 from .formats import NAME, OPENERS, VARIABLE, WRITERS, is_installed
@@ -103,18 +102,7 @@ def computing_twice(size: int) -> AbstractContextManager[dict[str, Call]]:
 
 def compute_limited(protocol: str, where: Any, twice: bool) -> dict[str, float]:
     """Compute on a new cluster of small workers, and count what it did for want of memory."""
-    with (
-        LocalCluster(
-            n_workers=4,
-            threads_per_worker=1,
-            protocol=protocol,
-            memory_limit=MEMORY_LIMIT,
-            dashboard_address=":0",
-            silence_logs=logging.ERROR,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        client.wait_for_workers(4, timeout=TIMEOUT)
+    with new_cluster(protocol, 4, MEMORY_LIMIT) as client:
         if isinstance(where, Path):
             dataset = OPENERS["zarr"](where, chunks={})
         else:

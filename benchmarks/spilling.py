@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import logging
 import math
 import tempfile
 import time
@@ -16,9 +15,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import dask.array as da
-from distributed import Client, LocalCluster, wait
+from distributed import wait
 
-from .cluster import TIMEOUT
+from .cluster import TIMEOUT, new_cluster
 from .comparison import Call, Column, Goal, Work, add_options, run_works
 from .fresh import own_directory
 
@@ -67,18 +66,8 @@ def _compute(
     x = da.random.default_rng(0).random((side, side), chunks=(_SIDE, _SIDE))
     with (
         tempfile.TemporaryDirectory() as folder,
-        LocalCluster(
-            protocol=protocol,
-            n_workers=N_WORKERS,
-            threads_per_worker=1,
-            memory_limit=limit,
-            local_directory=folder,
-            dashboard_address=":0",
-            silence_logs=logging.ERROR,
-        ) as cluster,
-        Client(cluster) as client,
+        new_cluster(protocol, N_WORKERS, limit, local_directory=folder) as client,
     ):
-        client.wait_for_workers(N_WORKERS, timeout=TIMEOUT)
         start = time.perf_counter()
         x = client.persist(x)
         wait(x, timeout=TIMEOUT)

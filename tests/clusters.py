@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import gc
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 from dask.distributed import Client, LocalCluster
-from distributed.comm.core import Comm, CommClosedError, connect, listen
+from distributed.comm.core import Comm, CommClosedError, Listener, connect, listen
 from distributed.protocol import to_serialize
 
 import xshm
@@ -28,6 +28,8 @@ PROTOCOLS = ("tcp", "shm")
 LARGE = 4 * 2**20
 ITEMS = LARGE // 8
 
+Handler = Callable[[Comm], Awaitable[None]]
+
 
 # ---- connections ----
 
@@ -37,12 +39,24 @@ async def connected(
     protocol: str, deserialize: bool = True, host: str = "127.0.0.1", **overrides: Any
 ) -> AsyncIterator[tuple[Comm, Comm]]:
     """Both ends of a connection: the one that connected, and the one that accepted."""
-    accepted: asyncio.Queue[Comm] = asyncio.Queue()
-    address = f"{protocol}://{host}:0"
-    async with listen(address, accepted.put, deserialize=deserialize) as listener:
-        near = await connect(
+    ends = both_ends(
+        lambda handler: listen(f"{protocol}://{host}:0", handler, deserialize=deserialize),
+        lambda listener: connect(
             listener.contact_address, deserialize=deserialize, handshake_overrides=overrides
-        )
+        ),
+    )
+    async with ends as (near, far):
+        yield near, far
+
+
+@contextlib.asynccontextmanager
+async def both_ends(
+    listen: Callable[[Handler], Listener], connect: Callable[[Listener], Awaitable[Comm]]
+) -> AsyncIterator[tuple[Comm, Comm]]:
+    """Both ends of a connection, made by functions that listen and connect."""
+    accepted: asyncio.Queue[Comm] = asyncio.Queue()
+    async with listen(accepted.put) as listener:
+        near = await connect(listener)
         far = await accepted.get()
         try:
             yield near, far
@@ -183,6 +197,22 @@ def assert_nothing_held(client: Client, parent: Path) -> None:
         ]
 
     wait_until(lambda: not held(), "arrays and tokens given back")
+
+
+# ---- what tasks share ----
+
+
+class Adder:
+    """An actor."""
+
+    x = np.empty(0)  # dask finds an actor's attributes in its class
+
+    def __init__(self, x: np.ndarray) -> None:
+        self.x = x
+
+    def add(self, y: np.ndarray) -> np.ndarray:
+        self.x += y
+        return self.x
 
 
 # ---- values ----

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import functools
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,12 @@ from distributed.security import Security
 from distributed.utils import get_ip
 
 import xshm
-from tests.clusters import ITEMS, PROTOCOLS, echo, growth, transfer
+from tests.clusters import ITEMS, PROTOCOLS, Handler, both_ends, echo, growth, transfer
 from tests.conftest import files_in
 
 on_both = pytest.mark.parametrize("protocol", PROTOCOLS)
 over_each = pytest.mark.parametrize("over", ["tcp", "shm", "tls", "shms", "inproc"], indirect=True)
 over_wires = pytest.mark.parametrize("over", ["tcp", "shm", "tls", "shms"], indirect=True)
-
-Handler = Callable[[Comm], Awaitable[None]]
 
 
 @functools.cache
@@ -60,18 +59,9 @@ class Transport:
         secured = security().get_connection_args("worker") if self.encrypted else {}
         return await connect(listener.contact_address, **secured, **options)
 
-    @contextlib.asynccontextmanager
-    async def connected(self) -> AsyncIterator[tuple[Comm, Comm]]:
+    def connected(self) -> AbstractAsyncContextManager[tuple[Comm, Comm]]:
         """Both ends of a connection: the one that connected, and the one that accepted."""
-        accepted: asyncio.Queue[Comm] = asyncio.Queue()
-        async with self.listen(accepted.put) as listener:
-            near = await self.connect(listener)
-            far = await accepted.get()
-            try:
-                yield near, far
-            finally:
-                near.abort()
-                far.abort()
+        return both_ends(self.listen, self.connect)
 
 
 @pytest.fixture

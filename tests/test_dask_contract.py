@@ -38,7 +38,16 @@ from distributed.utils_comm import gather_from_workers
 from distributed.utils_test import gen_cluster
 
 import xshm
-from tests.clusters import ITEMS, LARGE, PROTOCOLS, cluster, growth, leaving_nothing, workers_of
+from tests.clusters import (
+    ITEMS,
+    LARGE,
+    PROTOCOLS,
+    Adder,
+    cluster,
+    growth,
+    leaving_nothing,
+    workers_of,
+)
 from tests.conftest import files_in, wait_until
 
 Test = Callable[..., Awaitable[None]]
@@ -294,19 +303,6 @@ async def test_tasks_that_are_clients(c: Client, s: Scheduler, a: Worker, b: Wor
 
 
 # ---- what tasks share ----
-
-
-class Adder:
-    """An actor."""
-
-    x = np.empty(0)  # dask finds an actor's attributes in its class
-
-    def __init__(self, x: np.ndarray) -> None:
-        self.x = x
-
-    def add(self, y: np.ndarray) -> np.ndarray:
-        self.x += y
-        return self.x
 
 
 def add_from_elsewhere(adder: Any, y: np.ndarray) -> np.ndarray:

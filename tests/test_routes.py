@@ -36,6 +36,7 @@ from tests import clusters
 from tests.clusters import (
     ITEMS,
     LARGE,
+    Adder,
     assert_same,
     by_handle,
     cluster,
@@ -247,19 +248,6 @@ def test_scatter(client: Client, options: dict[str, bool]) -> None:
         for i, (future, twice) in enumerate(zip(futures, doubled, strict=True)):
             np.testing.assert_array_equal(future.result(), numbers(i))
             np.testing.assert_array_equal(twice.result(), numbers(i) * 2)
-
-
-class Adder:
-    """An actor."""
-
-    x = np.empty(0)  # dask finds an actor's attributes in its class
-
-    def __init__(self, x: np.ndarray) -> None:
-        self.x = x
-
-    def add(self, y: np.ndarray) -> np.ndarray:
-        self.x += y
-        return self.x
 
 
 def test_actors(client: Client) -> None:

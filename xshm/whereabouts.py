@@ -50,10 +50,18 @@ def is_shared(x: np.ndarray[Any, Any]) -> bool:
     return x.size > 0 and _core.locate(bytes_spanned(x)) is not None
 
 
-def is_leased(x: np.ndarray[Any, Any]) -> bool:
-    """Whether an array's memory is another process's: a lease, and not written to since."""
+def segment_leased(x: np.ndarray[Any, Any]) -> str | None:
+    """The name of the segment, another process's, that an array is a lease of.
+
+    Returns
+    -------
+    str or None
+        None if it is none, or has been written to since.
+    """
     if x.nbytes < mmap.PAGESIZE or x.dtype.hasobject:
-        return False
+        return None
     span = bytes_spanned(x)
     place = _core.locate(span)
-    return place is not None and place[0] == "leased" and not _core.was_written(span)
+    if place is None or place[0] != "leased" or _core.was_written(span):
+        return None
+    return place[1]

@@ -197,6 +197,14 @@ pool_give_room(void)
     return given;
 }
 
+static void
+look_whether_room_is_wanted(void)
+{
+    if (room_is_time_to_look()) {
+        pool_give_room();
+    }
+}
+
 /* Wait until others have given room, not for long, and not again soon if it was in vain. */
 static bool
 wait_for_room(int dir, size_t size)
@@ -280,7 +288,7 @@ make_room_and(int dir, segment *s, bool fresh, bool huge, const char *bytes, siz
             error = fresh ? segment_create(dir, s, huge) : segment_warm(dir, s, huge);
         }
         /* Somebody was faster, or it is files that there are too many of. */
-        if (error == 0 || error != -ENOSPC || attempt == 1 || pool_trim(0) == 0) {
+        if (error != -ENOSPC || attempt == 1 || pool_trim(0) == 0) {
             break;
         }
         error = 0;
@@ -304,8 +312,8 @@ pool_take(size_t length, bool only_warm)
     if (length == 0 || length > PTRDIFF_MAX) {
         return NULL;
     }
-    if (!only_warm && room_is_time_to_look()) {
-        pool_give_room();
+    if (!only_warm) {
+        look_whether_room_is_wanted();
     }
     size_t size = size_class(length);
     pthread_mutex_lock(&lock);
@@ -394,9 +402,7 @@ pool_give_back(void *start)
     }
     s->start = NULL;
     make_idle(s, handed_out);
-    if (room_is_time_to_look()) {
-        pool_give_room();
-    }
+    look_whether_room_is_wanted();
     return true;
 }
 
@@ -488,9 +494,7 @@ pool_copy_in(const char *bytes, size_t length, const char *token, bool patient, 
     if (length == 0) {
         return -EINVAL;
     }
-    if (room_is_time_to_look()) {
-        pool_give_room();
-    }
+    look_whether_room_is_wanted();
     size_t size = size_class(length);
     pthread_mutex_lock(&lock);
     if (directory < 0) {

@@ -17,8 +17,8 @@ Three attributes of distributed's servers are set when they start to listen to `
 - ``Worker.monitor.get_process_memory``: spilling, pausing, the scheduler and the dashboard all have
   their figure from it. distributed keeps this method apart so that it can be replaced.
 - ``Nanny.memory_manager`` and its periodic callback, which end a worker that takes too much.
-- Files and ``evict`` of ``Worker.data``, if that is distributed's own ``SpillBuffer``: see
-  :mod:`xshm.dask.spill`.
+- Files, ``load`` and ``evict`` of ``Worker.data``, if that is distributed's own ``SpillBuffer``:
+  see :mod:`xshm.dask.spill`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from xshm import _core, process
 from xshm.dask.spill import attend_to
 from xshm.directory import Directory
 from xshm.own_memory import counted_by_others, orphans_of, resident, segments_of
-from xshm.whereabouts import is_leased
+from xshm.whereabouts import segment_leased
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ def _register_sizeof() -> None:
     @sizeof.register(np.ndarray)
     def sizeof_ndarray(x: np.ndarray[Any, Any]) -> int:
         """Bytes that go when an array goes: of a lease there are none, as others have them."""
-        return sys.getsizeof(x) if is_leased(x) else int(of_owned(x))
+        return int(of_owned(x)) if segment_leased(x) is None else sys.getsizeof(x)
 
 
 _register_sizeof()

@@ -23,8 +23,8 @@ from distributed.protocol.serialize import merge_and_deserialize
 from distributed.spill import AnyKeyFile, SpillBuffer
 from zict import LRU
 
-from xshm import _core, process
-from xshm.whereabouts import bytes_spanned, is_leased
+from xshm import process
+from xshm.whereabouts import segment_leased
 
 
 def attend_to(data: MutableMapping[Any, Any]) -> None:
@@ -105,7 +105,5 @@ def _evict_if_any(data: SpillBuffer) -> int:
 
 
 def _is_kept_by_another(value: Any) -> bool:
-    if type(value) is not np.ndarray or not is_leased(value):
-        return False
-    place = _core.locate(bytes_spanned(value))
-    return place is not None and process.current().exists(place[1])
+    segment = segment_leased(value) if type(value) is np.ndarray else None
+    return segment is not None and process.current().exists(segment)
