@@ -23,14 +23,19 @@ setup(
             sources=[
                 f"xshm/_core/{name}.c"
                 for name in (
-                    *("spans", "segment", "idle", "room", "pool", "window", "futex", "farewell"),
-                    *("allocator", "module"),
+                    *("spans", "segment", "room", "idle"),
+                    *("pool", "make_room", "arrays", "handover", "fork"),
+                    *("window", "futex", "farewell", "allocator", "module"),
                 )
             ],
-            depends=[f"xshm/_core/{name}.h" for name in ("core", "allocator", "python")],
+            depends=[f"xshm/_core/{name}.h" for name in ("core", "pool", "allocator", "python")],
             include_dirs=[numpy.get_include()],
             # XSHM_CFLAGS: further flags, as for a build with sanitizers or warnings as errors.
-            extra_compile_args=["-std=c11", "-O2", *os.environ.get("XSHM_CFLAGS", "").split()],
+            # -fvisibility=hidden: only Python calls in, so the files call each other directly.
+            extra_compile_args=[
+                *("-std=c11", "-O2", "-fvisibility=hidden"),
+                *os.environ.get("XSHM_CFLAGS", "").split(),
+            ],
             extra_link_args=os.environ.get("XSHM_LDFLAGS", "").split(),
             define_macros=[("_GNU_SOURCE", None)],
             py_limited_api=True,

@@ -2,16 +2,21 @@
  *
  *   spans.c      which segment an address lies in
  *   segment.c    system calls on one segment
- *   idle.c       segments without an array: the free ones, and those that wait for others
  *   room.c       room in the directory, and asking other processes for it
- *   pool.c       all segments of this process: their life, hand-over, fork
+ *   idle.c       segments without an array: the free ones, and those that wait for others
+ *   pool.c       all segments of this process: their life, bounds, opening and closing
+ *   make_room.c  own idle segments given up for room, and others waited for
+ *   arrays.c     a segment for each large array: recycled or made, and idle again
+ *   handover.c   bytes handed to other processes, and leases of theirs
+ *   fork.c       parent and child: neither's writes reach the other
  *   window.c     a part of any file of the directory, mapped for as long as somebody looks at it
  *   farewell.c   leaving the directory when a signal ends the process
  *   futex.c      waiting for a word of shared memory to change
  *   allocator.c  NumPy's allocation routines (NEP 49), on top of the pool
  *   module.c     what Python sees
  *
- * Each file uses only those above it.  The words (segment, token, lease, sealed) and the
+ * Each file uses only those above it.  What pool.c to fork.c have in common is in pool.h.
+ * The words (segment, token, lease, sealed) and the
  * invariants, quoted by name where code keeps them, are those of docs/design.md.
  */
 #ifndef XSHM_CORE_H
@@ -76,19 +81,6 @@ int segment_lease(int directory, segment *s, const char *token, off_t offset, si
 bool range_was_written(const char *start, size_t length);
 void pagemap_after_fork(void);
 
-/* ---- idle.c: callers hold the pool's lock ---- */
-typedef struct {
-    size_t free_segments, free_bytes;       /* ready for the next array */
-    size_t waiting_segments, waiting_bytes; /* others may hold leases */
-} idle_counts;
-
-size_t size_class(size_t size);
-void idle_push(segment *s, bool handed_out);
-segment *idle_take(int directory, size_t size, bool only_warm);
-segment *idle_evict(size_t keep, size_t waiting);
-segment *idle_evict_one(uint64_t before);
-idle_counts idle_count(void);
-
 /* ---- room.c ---- */
 #define XSHM_MILLISECOND UINT64_C(1000000) /* in nanoseconds, as all times here */
 
@@ -103,6 +95,19 @@ int room_left(int directory, free_room *r);
 void room_ask(int directory, size_t size);
 bool room_was_asked(int directory, size_t *size);
 bool room_is_time_to_look(void);
+
+/* ---- idle.c: callers hold the pool's lock ---- */
+typedef struct {
+    size_t free_segments, free_bytes;       /* ready for the next array */
+    size_t waiting_segments, waiting_bytes; /* others may hold leases */
+} idle_counts;
+
+size_t size_class(size_t size);
+void idle_push(segment *s, bool handed_out);
+segment *idle_take(int directory, size_t size, bool only_warm);
+segment *idle_evict(size_t keep, size_t waiting);
+segment *idle_evict_one(uint64_t before);
+idle_counts idle_count(void);
 
 /* ---- pool.c ---- */
 typedef struct {
@@ -124,22 +129,25 @@ typedef struct {
     int refused_because; /* errno of the last one refused */
 } pool_counts;
 
-int pool_install_fork_handlers(void);
 int pool_open(int directory, const char *owner, const pool_limits *limits);
 void pool_close(void);
 bool pool_is_open(void);
 void pool_set_limits(const pool_limits *limits);
-void pool_set_budget(size_t bytes, size_t kept);
+void pool_set_budget(size_t bytes, size_t spare);
+size_t pool_threshold(void);
 pool_counts pool_count(void);
 size_t pool_trim(size_t keep);
+
+/* ---- make_room.c ---- */
 size_t pool_give_room(void);
 int pool_make_room(size_t size);
 
-size_t pool_threshold(void);
-segment *pool_take(size_t size, bool only_warm);
+/* ---- arrays.c ---- */
+segment *pool_take(size_t length, bool only_warm);
 bool pool_give_back(void *start);
 bool pool_resize(const void *start, size_t size, size_t *length);
 
+/* ---- handover.c ---- */
 bool pool_find(const char *start, size_t length, segment *found);
 int pool_share(const char *start, size_t length, const char *token, segment *shared);
 int pool_copy_in(const char *bytes, size_t length, const char *token, bool patient,
@@ -148,6 +156,9 @@ segment *pool_lease(const char *token, const char *name, off_t offset, size_t le
                     size_t *skipped, int *error);
 void pool_drop_lease(segment *s);
 segment *pool_orphans(void);
+
+/* ---- fork.c ---- */
+int pool_install_fork_handlers(void);
 
 /* ---- window.c: returns 0 or -errno ---- */
 typedef struct {

@@ -1,4 +1,5 @@
-/* System calls on one segment.  No lock and no list here: pool.c knows who may call when. */
+/* System calls on one segment.  No lock and no list here: the files of the pool know who may call
+ * when. */
 #include "core.h"
 
 #include <errno.h>
