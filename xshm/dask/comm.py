@@ -149,9 +149,11 @@ class Shm(Comm):
         except EOFError as error:  # as in distributed's TCP comm: frames cut short
             self.abort()
             raise CommClosedError("aborted stream on truncated data") from error
-        except HandleError:
+        except HandleError as error:
+            # Not as it is: a client that listens to its scheduler expects nothing but this, and
+            # would hear nothing more.
             self.abort()
-            raise
+            raise CommClosedError(f"in {self}: {type(error).__name__}: {error}") from error
 
     async def _read_envelope(self) -> Any:
         if self.remote_info:
