@@ -25,10 +25,13 @@ setup(
                 for name in (
                     *("spans", "segment", "room", "idle"),
                     *("pool", "make_room", "arrays", "handover", "fork"),
-                    *("window", "futex", "farewell", "allocator", "module"),
+                    *("window", "futex", "farewell"),
+                    *("allocator", "mapped", "module"),
                 )
             ],
-            depends=[f"xshm/_core/{name}.h" for name in ("core", "pool", "allocator", "python")],
+            depends=[
+                f"xshm/_core/{name}.h" for name in ("core", "pool", "allocator", "mapped", "python")
+            ],
             include_dirs=[numpy.get_include()],
             # XSHM_CFLAGS: further flags, as for a build with sanitizers or warnings as errors.
             # -fvisibility=hidden: only Python calls in, so the files call each other directly.

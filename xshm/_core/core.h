@@ -13,11 +13,12 @@
  *   farewell.c   leaving the directory when a signal ends the process
  *   futex.c      waiting for a word of shared memory to change
  *   allocator.c  NumPy's allocation routines (NEP 49), on top of the pool
+ *   mapped.c     leases and windows as Python objects
  *   module.c     what Python sees
  *
- * Each file uses only those above it.  What pool.c to fork.c have in common is in pool.h.
- * The words (segment, token, lease, sealed) and the
- * invariants, quoted by name where code keeps them, are those of docs/design.md.
+ * Each file uses only those above it.  What pool.c to fork.c have in common is in pool.h.  The
+ * words (segment, token, lease, sealed) and the invariants, quoted by name where code keeps
+ * them, are those of docs/design.md.
  */
 #ifndef XSHM_CORE_H
 #define XSHM_CORE_H

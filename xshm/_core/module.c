@@ -1,185 +1,13 @@
-/* What Python sees of the core: the pool, hand-over of buffers, leases, the allocator.
+/* What Python sees of the core: the pool, hand-over of buffers, events, the allocator.
  *
  * Policy (names, limits, what to do when something is refused) is Python's: see pool.py,
  * handover.py and allocator.py.
  */
 #include "allocator.h"
 #include "core.h"
+#include "mapped.h"
 
-#include <errno.h>
 #include <stdlib.h>
-#include <string.h>
-
-/* OSError picks the subclass that fits the number, FileNotFoundError and so on. */
-static PyObject *
-raise_errno(int error, const char *what)
-{
-    errno = -error;
-    return PyErr_SetFromErrnoWithFilename(PyExc_OSError, what);
-}
-
-/* ---- Lease: a buffer that keeps its mapping, and so its lock, alive ---- */
-
-typedef struct {
-    PyObject_HEAD
-    segment *segment;
-    size_t skipped; /* from the start of the mapping to the first byte */
-    Py_ssize_t nbytes;
-} Lease;
-
-static PyObject *lease_type;
-
-static int
-lease_getbuffer(PyObject *self, Py_buffer *view, int flags)
-{
-    Lease *lease = (Lease *)self;
-    return PyBuffer_FillInfo(view, self, lease->segment->start + lease->skipped, lease->nbytes, 0,
-                             flags);
-}
-
-static void
-lease_dealloc(PyObject *self)
-{
-    Lease *lease = (Lease *)self;
-    PyTypeObject *type = Py_TYPE(self);
-    if (lease->segment != NULL) {
-        pool_drop_lease(lease->segment);
-    }
-    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
-    release(self);
-    Py_DECREF(type);
-}
-
-static PyType_Slot lease_slots[] = {
-    {Py_tp_doc, "Bytes of another process's segment: writable, copy-on-write, locked.\n\n"
-                "The lease ends when the last view of the buffer is gone."},
-    {Py_tp_dealloc, lease_dealloc},
-    {Py_bf_getbuffer, lease_getbuffer},
-    {0, NULL},
-};
-
-static PyType_Spec lease_spec = {
-    .name = "xshm._core.Lease",
-    .basicsize = sizeof(Lease),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-    .slots = lease_slots,
-};
-
-static PyObject *
-lease(PyObject *module, PyObject *args)
-{
-    (void)module;
-    const char *token, *name;
-    long long offset;
-    Py_ssize_t nbytes;
-    if (!PyArg_ParseTuple(args, "ssLn:lease", &token, &name, &offset, &nbytes)) {
-        return NULL;
-    }
-    if (strchr(token, '/') != NULL || strlen(name) >= XSHM_NAME_SIZE || offset < 0 || nbytes <= 0) {
-        return raise_errno(-EINVAL, "not a handle");
-    }
-    allocfunc allocate = (allocfunc)PyType_GetSlot((PyTypeObject *)lease_type, Py_tp_alloc);
-    Lease *self = (Lease *)allocate((PyTypeObject *)lease_type, 0);
-    if (self == NULL) {
-        return NULL;
-    }
-    int error;
-    segment *s;
-    size_t skipped = 0;
-    Py_BEGIN_ALLOW_THREADS
-    s = pool_lease(token, name, (off_t)offset, (size_t)nbytes, &skipped, &error);
-    Py_END_ALLOW_THREADS
-    self->segment = s;
-    self->skipped = skipped;
-    self->nbytes = nbytes;
-    if (s == NULL) {
-        Py_DECREF(self);
-        return raise_errno(error, token);
-    }
-    return (PyObject *)self;
-}
-
-/* ---- Window: a part of a file, mapped; the mapping ends with the object ---- */
-
-typedef struct {
-    PyObject_HEAD
-    window mapped;
-    Py_ssize_t nbytes;
-} Window;
-
-static PyObject *window_type;
-static Py_ssize_t live_windows; /* under the GIL */
-
-static int
-window_getbuffer(PyObject *self, Py_buffer *view, int flags)
-{
-    Window *w = (Window *)self;
-    return PyBuffer_FillInfo(view, self, w->mapped.start + w->mapped.skipped, w->nbytes, 0, flags);
-}
-
-static void
-window_dealloc(PyObject *self)
-{
-    Window *w = (Window *)self;
-    PyTypeObject *type = Py_TYPE(self);
-    if (w->mapped.start != NULL) {
-        window_unmap(&w->mapped);
-        live_windows--;
-    }
-    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
-    release(self);
-    Py_DECREF(type);
-}
-
-static PyType_Slot window_slots[] = {
-    {Py_tp_doc, "A part of a file, mapped. Read it with memoryview()."},
-    {Py_tp_dealloc, window_dealloc},
-    {Py_bf_getbuffer, window_getbuffer},
-    {0, NULL},
-};
-
-static PyType_Spec window_spec = {
-    .name = "xshm._core.Window",
-    .basicsize = sizeof(Window),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-    .slots = window_slots,
-};
-
-static PyObject *
-map_window(PyObject *module, PyObject *args)
-{
-    (void)module;
-    int file, shared;
-    long long offset;
-    Py_ssize_t nbytes;
-    if (!PyArg_ParseTuple(args, "iLnp:map_window", &file, &offset, &nbytes, &shared)) {
-        return NULL;
-    }
-    allocfunc allocate = (allocfunc)PyType_GetSlot((PyTypeObject *)window_type, Py_tp_alloc);
-    Window *self = (Window *)allocate((PyTypeObject *)window_type, 0);
-    if (self == NULL) {
-        return NULL;
-    }
-    self->nbytes = nbytes;
-    int error = nbytes < 0 ? -ERANGE
-                           : window_map(file, (off_t)offset, (size_t)nbytes, shared != 0,
-                                        &self->mapped);
-    if (error != 0) {
-        self->mapped.start = NULL;
-        Py_DECREF(self);
-        return raise_errno(error, "cannot map a part of a file");
-    }
-    live_windows++;
-    return (PyObject *)self;
-}
-
-static PyObject *
-windows(PyObject *module, PyObject *unused)
-{
-    (void)module;
-    (void)unused;
-    return PyLong_FromSsize_t(live_windows);
-}
 
 /* ---- hand-over of buffers ---- */
 
@@ -568,10 +396,10 @@ static PyMethodDef methods[] = {
     {"count", count, METH_NOARGS, NULL},
     {"share", share, METH_VARARGS, NULL},
     {"copy_in", copy_in, METH_VARARGS, NULL},
-    {"lease", lease, METH_VARARGS, NULL},
-    {"map_window", map_window, METH_VARARGS, NULL},
+    {"lease", mapped_lease, METH_VARARGS, NULL},
+    {"map_window", mapped_window, METH_VARARGS, NULL},
     {"orphans", orphans, METH_NOARGS, NULL},
-    {"windows", windows, METH_NOARGS, NULL},
+    {"windows", mapped_windows, METH_NOARGS, NULL},
     {"wait_for_event", wait_for_event, METH_VARARGS, NULL},
     {"tell_event", tell_event, METH_O, NULL},
     {"locate", locate, METH_O, NULL},
@@ -605,13 +433,9 @@ PyInit__core(void)
     if (module == NULL) {
         return NULL;
     }
-    lease_type = PyType_FromSpec(&lease_spec);
-    window_type = PyType_FromSpec(&window_spec);
     PyObject *ours = allocator_handler();
     PyObject *numpys = allocator_default_handler();
-    if (lease_type == NULL || window_type == NULL || ours == NULL || numpys == NULL
-        || PyModule_AddObjectRef(module, "Lease", lease_type) != 0
-        || PyModule_AddObjectRef(module, "Window", window_type) != 0
+    if (mapped_add_types(module) != 0 || ours == NULL || numpys == NULL
         || PyModule_AddObjectRef(module, "HANDLER", ours) != 0
         || PyModule_AddObjectRef(module, "DEFAULT_HANDLER", numpys) != 0) {
         Py_CLEAR(module);
