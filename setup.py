@@ -23,7 +23,7 @@ setup(
             sources=[
                 f"xshm/_core/{name}.c"
                 for name in (
-                    *("spans", "segment", "room", "idle"),
+                    *("spans", "segment", "written", "room", "idle"),
                     *("pool", "make_room", "arrays", "handover", "fork"),
                     *("window", "futex", "farewell"),
                     *("allocator", "mapped", "module"),

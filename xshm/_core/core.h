@@ -2,6 +2,7 @@
  *
  *   spans.c      which segment an address lies in
  *   segment.c    system calls on one segment
+ *   written.c    whether a private mapping was written to
  *   room.c       room in the directory, and asking other processes for it
  *   idle.c       segments without an array: the free ones, and those that wait for others
  *   pool.c       all segments of this process: their life, bounds, opening and closing
@@ -79,6 +80,8 @@ void segment_unlink(int directory, const segment *s);
 int segment_link(int directory, const segment *s, const char *token);
 int segment_lease(int directory, segment *s, const char *token, off_t offset, size_t length,
                   bool mapped, size_t *skipped);
+
+/* ---- written.c ---- */
 bool range_was_written(const char *start, size_t length);
 void pagemap_after_fork(void);
 
