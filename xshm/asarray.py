@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from xshm import shortage
 from xshm.errors import ClosedError, LayoutError, SharedMemoryNotFoundError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ def asarray(
         There is no buffer, or no dtype for what is in it: Python objects, pointers, bit fields.
     SharedMemoryNotFoundError
         No ``SharedMemory`` has this name.
+    LimitError
+        The process has no more open files, or mappings.
     ClosedError
         The ``SharedMemory`` or ``mmap`` is closed.
 
@@ -130,6 +133,7 @@ class _Held:
         del self._items  # before the memory
 
 
+@shortage.told
 def _attach(name: str) -> mmap.mmap:
     # Not by SharedMemory(name): it tells the resource tracker, which removes the memory when
     # this process ends, whoever else uses it. Only from Python 3.13 on can it be told not to.

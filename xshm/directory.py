@@ -27,7 +27,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from xshm import config
+import psutil
+
+from xshm import config, shortage
 from xshm.errors import DirectoryError
 
 PROCESS_ID = re.compile(r"[0-9a-f]{16}")
@@ -110,7 +112,8 @@ class Directory:
     def names_locked(self) -> Iterator[None]:
         """While the block runs, no other process gives a container's name, or takes one away."""
         self.check()
-        descriptor = os.open(self.containers, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with shortage.told:
+            descriptor = os.open(self.containers, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -145,8 +148,14 @@ class Directory:
         return False
 
     def room(self) -> tuple[int, int]:
-        """Bytes free for this user, and bytes in all, of the file system."""
+        """Bytes free for this user, and bytes in all, of the file system.
+
+        Those of the machine's memory if the file system was mounted without a limit.
+        """
         status = os.statvfs(self.segments)
+        if status.f_blocks == 0:
+            memory = psutil.virtual_memory()
+            return memory.available, memory.total
         return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
 
     def __repr__(self) -> str:

@@ -44,7 +44,17 @@ class ContainerNotFoundError(XshmError, FileNotFoundError):
 
 
 class NoRoomError(XshmError, OSError):
-    """The directory has not as much room as a container needs. Nothing was left behind."""
+    """The directory has not as much room, or not as many files, as something needs.
+
+    Nothing was left behind.
+    """
+
+
+class LimitError(XshmError, OSError):
+    """The process, or the system, has no more open files, memory mappings or memory.
+
+    Nothing was left behind.
+    """
 
 
 class LayoutError(XshmError, ValueError):

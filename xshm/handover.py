@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from xshm import _core, config, process
+from xshm import _core, config, process, shortage
 from xshm.errors import HandleError, LostHandleError
 from xshm.handle import Handle
 
@@ -197,8 +197,9 @@ def receive(handle: Handle) -> memoryview:
             "xshm.grace if readers come late",
         ) from error
     except OSError as error:  # out of range, a link, no descriptor or memory left
+        found = shortage.error_for(error) or error
         raise HandleError(
-            error.errno, f"cannot take {handle}: {error.strerror or error}"
+            error.errno, f"cannot take {handle}: {found.strerror or error}"
         ) from error
     counters["handles_received"] += 1
     counters["bytes_received_by_handle"] += handle.nbytes
@@ -214,16 +215,17 @@ def _say_refused(me: process.Process, error: OSError) -> None:
     if _refusal_said:
         return
     _refusal_said = True
-    if error.errno == errno.ENOSPC:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free, total = me.directory.room()
         logger.warning(
-            "no room for arrays in %s (%.0f MiB in all, %.0f MiB free): they go as ordinary "
+            "no room for arrays in %s (%.0f MiB in all, %.0f MiB free, and %s): they go as ordinary "
             "bytes where it is full, which is slower. Make it larger (mount -o remount,size=8g; "
             "docker run --shm-size=8g; an emptyDir with medium: Memory), or set xshm.directory "
             "to a larger tmpfs.",
             me.directory.path.parent,
             total / 2**20,
             free / 2**20,
+            shortage.files_in(me.directory.path.parent),
         )
     elif error.errno == errno.ENOENT:
         logger.warning(

@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from xshm import shortage
+
 #: A file, whatever its name, or without one: device and inode.
 FileId = tuple[int, int]
 
@@ -31,6 +33,7 @@ def file_id(status: os.stat_result) -> FileId:
     return status.st_dev, status.st_ino
 
 
+@shortage.told
 def holders_of(files: Collection[FileId]) -> dict[FileId, list[Holder]]:
     """The processes that have each of these files open or mapped, by process id.
 

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from xshm import config, lock_file
+from xshm import config, lock_file, shortage
 from xshm.directory import PROCESS_ID, Directory
 
 logger = logging.getLogger(__name__)
@@ -136,6 +136,7 @@ def _lock_if_dead(directory: Directory, process: str) -> Iterator[bool]:
         os.close(descriptor)
 
 
+@shortage.told
 def bind_to_life(directory: Directory, process: str, name: str, inode: int) -> Path:
     """Have a container's name removed when a process ends, unless it names another file then.
 

@@ -23,7 +23,6 @@ removes it, or the janitor.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import threading
@@ -32,9 +31,9 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
-from xshm import record_lock
+from xshm import record_lock, shortage
 from xshm.directory import Directory
-from xshm.errors import DirectoryError, NoRoomError
+from xshm.errors import DirectoryError
 
 _LONGEST_PAUSE = 0.01  # seconds between two tries, where a time is set
 
@@ -50,6 +49,7 @@ class LockFile:
     ------
     NoRoomError
         The file system has room for no other file.
+    LimitError
     DirectoryError
         There is something else at the path, or the directory has gone.
     """
@@ -63,7 +63,7 @@ class LockFile:
                 self._descriptor = os.open(path, flags, 0o600)
                 _open.add(self)
         except OSError as error:
-            raise _refused(path, error) from error
+            raise shortage.error_for(error) or _refused(path, error) from error
 
     def take(self, exclusive: bool, until: float | None) -> bool:
         """Take the lock, waiting until a time of :func:`time.monotonic`, or as long as it takes."""
@@ -142,14 +142,7 @@ def _try_until(until: float, attempt: Callable[[], object]) -> bool:
             return True
 
 
-def _refused(path: Path, error: OSError) -> NoRoomError | DirectoryError:
-    if error.errno == errno.ENOSPC:
-        return NoRoomError(
-            errno.ENOSPC,
-            f"lock {path.name!r} needs a file, and {path.parents[2]} has room for no other file: "
-            "remove containers (xshm ls, xshm rm NAME), make it larger (mount -o "
-            "remount,nr_inodes=100k), or set xshm.directory to a larger tmpfs",
-        )
+def _refused(path: Path, error: OSError) -> DirectoryError:
     return DirectoryError(
         error.errno,
         f"cannot open {path} to lock it ({error.strerror}); expected a file of this user's, or "

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from dask.system import CPU_COUNT
 
-from xshm import _core, config, janitor
+from xshm import _core, config, janitor, shortage
 from xshm.directory import Directory, configured
-from xshm.errors import DirectoryError
+from xshm.errors import DirectoryError, LimitError
 
 _MAX_MAP_COUNT = "/proc/sys/vm/max_map_count"
 _CGROUP_LIMIT = "/sys/fs/cgroup/memory.max"
@@ -38,6 +38,7 @@ class Process:
     child closes the copy it inherits by fork, and ``exec`` closes it too.
     """
 
+    @shortage.told
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
         with contextlib.ExitStack() as undo:
@@ -97,8 +98,9 @@ class Process:
         Its arrays stay usable; the leases of others too.
         """
         _core.close_pool()
-        # Somebody removed the whole directory, or put another one in its place.
-        with contextlib.suppress(FileNotFoundError, DirectoryError):
+        # Somebody removed the whole directory, or put another one in its place; or there is no
+        # descriptor to look into it with, and the next process removes what is left.
+        with contextlib.suppress(FileNotFoundError, DirectoryError, LimitError), shortage.told:
             self.directory.check()
             janitor.remove_all_of(self.directory, self.id)
             janitor.clean(self.directory)
@@ -128,6 +130,8 @@ def current() -> Process:
     ------
     DirectoryError
         The directory cannot be used.
+    NoRoomError
+    LimitError
     """
     global _current
     with _lock:

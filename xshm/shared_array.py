@@ -300,11 +300,13 @@ class SharedArray(ArrayProxy[Scalar_co]):
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._maker == os.getpid():
-            # Somebody was faster; or damaged it, and then it is not ours to remove.
-            with contextlib.suppress(ContainerNotFoundError, FormatError):
-                self.unlink()
-        self.close()
+        try:
+            if self._maker == os.getpid():
+                # Somebody was faster; or damaged it, and then it is not ours to remove.
+                with contextlib.suppress(ContainerNotFoundError, FormatError):
+                    self.unlink()
+        finally:
+            self.close()
 
     def _is_open(self) -> bool:
         try:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from xshm import janitor
+from xshm import janitor, shortage
 from xshm.channel import control
 from xshm.directory import Directory
 from xshm.holders import file_id, holders_of
@@ -32,6 +32,7 @@ def total(statuses: Iterable[os.stat_result]) -> dict[str, int]:
     return {"files": len(files), "nbytes": sum(status.st_blocks * 512 for status in files)}
 
 
+@shortage.told
 def measure(directory: Directory) -> dict[str, Any]:
     """What the directory holds, in all and of each process, as ``xshm df --json`` prints it.
 

@@ -9,6 +9,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <time.h>
@@ -43,6 +45,31 @@ recent_time(void)
     return nanoseconds(&now);
 }
 
+/* A line of /proc/meminfo (proc_meminfo(5)), in bytes; 0 if there is none. */
+static size_t
+bytes_of(const char *meminfo, const char *name)
+{
+    const char *line = strstr(meminfo, name);
+    return line == NULL ? 0 : (size_t)strtoull(line + strlen(name), NULL, 10) * 1024;
+}
+
+/* The machine's memory, which is the limit of a tmpfs that was mounted without one. */
+static int
+memory_left(free_room *r)
+{
+    char meminfo[4096];
+    int fd = open("/proc/meminfo", O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+        return -errno;
+    }
+    ssize_t n = read(fd, meminfo, sizeof meminfo - 1);
+    close(fd);
+    meminfo[n < 0 ? 0 : n] = '\0';
+    r->all = bytes_of(meminfo, "MemTotal:");
+    r->free = bytes_of(meminfo, "MemAvailable:");
+    return 0;
+}
+
 /* How many bytes are free, and below how many room is short: an eighth of all, which lasts
  * for as long as others take to hear of it. */
 int
@@ -52,11 +79,11 @@ room_left(int directory, free_room *r)
     if (fstatvfs(directory, &status) != 0) {
         return -errno;
     }
-    bool limited = status.f_blocks != 0;
-    r->all = limited ? (size_t)status.f_blocks * status.f_frsize : SIZE_MAX;
-    r->free = limited ? (size_t)status.f_bavail * status.f_frsize : SIZE_MAX;
-    r->enough = limited ? r->all / 8 : 0;
-    return 0;
+    r->all = (size_t)status.f_blocks * status.f_frsize;
+    r->free = (size_t)status.f_bavail * status.f_frsize;
+    int error = r->all == 0 ? memory_left(r) : 0; /* mount -o size=0 */
+    r->enough = r->all / 8;
+    return error;
 }
 
 /* Tell others that room is short, and how many bytes found none.  Where this fails they are

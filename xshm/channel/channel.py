@@ -143,6 +143,8 @@ class Channel:
         ClosedError
         FormatError
             What is there is no version of a channel, or is damaged.
+        LimitError, HandleError
+            The process has no more open files, or mappings.
         """
         control = self._open_control()
         taken = take(control)
@@ -275,10 +277,12 @@ class Channel:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._control is not None and self._control.is_writer:
-            with contextlib.suppress(ChannelNotFoundError):  # somebody else was faster
-                self._control.remove()
-        self.close()
+        try:
+            if self._control is not None and self._control.is_writer:
+                with contextlib.suppress(ChannelNotFoundError):  # somebody else was faster
+                    self._control.remove()
+        finally:
+            self.close()
 
     def _open_control(self) -> Control:
         if self._control is None:

@@ -21,7 +21,7 @@ import threading
 import weakref
 from pathlib import Path
 
-from xshm import _core, record_lock
+from xshm import _core, record_lock, shortage
 from xshm.channel.message import START, Message
 from xshm.container.room import reserve
 from xshm.directory import Directory
@@ -58,6 +58,7 @@ class Control:
         There is something else of that name.
     """
 
+    @shortage.told
     def __init__(self, directory: Directory, name: str) -> None:
         self.name = name
         self._directory = directory
@@ -65,7 +66,8 @@ class Control:
         self._lock = -1
         self.writing = threading.Lock()
         with contextlib.ExitStack() as undo:
-            with directory.names_locked():
+            with directory.names_locked(), contextlib.ExitStack() as unmake:
+                unmake.callback(_remove_if_empty, self._path)
                 self.folder = _open_folder(self._path)
                 undo.callback(os.close, self.folder)
                 self._file = os.open(
@@ -76,6 +78,7 @@ class Control:
                 )
                 undo.callback(os.close, self._file)
                 page = self._map()
+                unmake.pop_all()
             undo.pop_all()
         self._events = page[_EVENTS].cast("I")
         self._version = page[_VERSION].cast("Q")
@@ -133,6 +136,7 @@ class Control:
         """Whether there is a living process that writes."""
         return record_lock.is_held(self._file)
 
+    @shortage.told
     def become_writer(self) -> None:
         """Be the one that writes, until it is closed.
 
@@ -212,6 +216,7 @@ class Control:
             "to begin another one of that name",
         )
 
+    @shortage.told
     def remove(self) -> None:
         """Take the channel's name away, and wake who waits.
 
@@ -242,6 +247,7 @@ def path_of(directory: Directory, name: str) -> Path:
     return directory.path / "channels" / name
 
 
+@shortage.told
 def all_in(directory: Directory) -> list[str]:
     """The names in use, sorted."""
     try:
@@ -280,16 +286,27 @@ def _open_folder(path: Path) -> int:
 
 
 def _remove_folder(folder: int, path: Path) -> bool:
-    for name in os.listdir(folder):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=folder)
+    # Not all that it lists, at first: listing takes a descriptor, and there may be none.
+    _unlink(folder, ["control", LATEST])
     try:
         path.rmdir()
     except OSError as error:
         if error.errno != errno.ENOTEMPTY:
             raise
+        _unlink(folder, os.listdir(folder))
         return False
     return True
+
+
+def _remove_if_empty(path: Path) -> None:
+    with contextlib.suppress(OSError):  # it is not empty, or was not made
+        path.rmdir()
+
+
+def _unlink(folder: int, names: list[str]) -> None:
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=folder)
 
 
 def _close(descriptors: list[int]) -> None:

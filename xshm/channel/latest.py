@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from xshm import _core, process
+from xshm import _core, process, shortage
 from xshm.channel.control import LATEST, Control
 from xshm.channel.message import START, Contents, Message, allocate
 from xshm.container.names import open_file
@@ -21,6 +21,7 @@ _SMALL = 2**16
 _TRIES = 1000  # each fails only if the writer replaces the message in these microseconds
 
 
+@shortage.told
 def put(control: Control, contents: Contents, version: int) -> None:
     """Make a message the latest.
 
@@ -51,13 +52,14 @@ def put(control: Control, contents: Contents, version: int) -> None:
     except FileNotFoundError as error:
         raise control.not_found() from error
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise no_room(me.directory, nbytes, "this version") from error
     finally:
         me.withdraw(token)
 
 
+@shortage.told
 def take(control: Control) -> tuple[Message, memoryview] | None:
     """The latest message and the bytes of its container, as a lease; None if there is none.
 

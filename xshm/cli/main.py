@@ -17,7 +17,7 @@ from typing import Any
 from dask.utils import format_bytes
 
 import xshm
-from xshm import janitor, lock_file
+from xshm import janitor, lock_file, shortage
 from xshm.channel import control
 from xshm.cli import header
 from xshm.container import names
@@ -176,13 +176,14 @@ def _remove(name: str) -> None:
 
 def _gc(chosen: argparse.Namespace) -> int:
     here, left = configured(), []
-    for found in janitor.remains(here):
+    with shortage.told:
+        for found in janitor.remains(here):
+            if not chosen.dry_run:
+                found.remove(here)
+            if found.files:
+                left.append(found)
         if not chosen.dry_run:
-            found.remove(here)
-        if found.files:
-            left.append(found)
-    if not chosen.dry_run:
-        lock_file.remove_free(here)
+            lock_file.remove_free(here)
     each = [{"id": found.process, **total(found.files.values())} for found in left]
     everything = total(status for found in left for status in found.files.values())
     rows = [[one["id"], *_count(one)] for one in [*each, {"id": "in all", **everything}]]

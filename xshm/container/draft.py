@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 
-from xshm import janitor, process
+from xshm import janitor, process, shortage
 from xshm.codecs.buffers import Buffers
 from xshm.container import names
 from xshm.container.handle import ContainerHandle
@@ -40,6 +40,8 @@ class Draft:
     ------
     NoRoomError
         Nothing is left behind.
+    LimitError
+        Nor then.
 
     Notes
     -----
@@ -47,6 +49,7 @@ class Draft:
     before anybody maps it to write to it.
     """
 
+    @shortage.told
     def __init__(self, header: Header, buffers: Buffers) -> None:
         plan = Plan.of(header, buffers)
         self.process = process.hold(self)
@@ -72,6 +75,7 @@ class Draft:
         process.release(self)
 
 
+@shortage.told
 def publish(draft: ContainerHandle, name: str, *, replace: bool) -> ContainerHandle:
     """Give a draft its name: from now on everybody sees it, whole.
 
@@ -98,6 +102,7 @@ def publish(draft: ContainerHandle, name: str, *, replace: bool) -> ContainerHan
     return draft._replace(path=str(path.relative_to(here.path)), writable=False)
 
 
+@shortage.told
 def check_is_free(name: str) -> None:
     """Before a lot is written that is to have a name: see whether it can have it.
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from xshm import _core
+from xshm import _core, shortage
 from xshm.codecs.ndarrays import Layout
 from xshm.container import unnamed
 from xshm.container.handle import ContainerHandle
@@ -136,6 +136,7 @@ class MappedArray(np.ndarray[Any, Any]):
     _window_offset: int = 0  # of the window, in the file
 
     @classmethod
+    @shortage.told
     def map(cls, container: ContainerHandle, file: int, offset: int, nbytes: int) -> Self:
         """Map bytes of a container's open file, as a one-dimensional array of uint8."""
         mapping = memoryview(_core.map_window(file, offset, nbytes, container.writable))

@@ -7,6 +7,7 @@ import os
 import stat
 from pathlib import Path
 
+from xshm import shortage
 from xshm.directory import Directory
 from xshm.errors import ContainerNotFoundError, FormatError
 from xshm.names import check
@@ -37,6 +38,7 @@ def open_file(path: str, *, write: bool = False) -> int:
         There is none.
     FormatError
         It is not an ordinary file of this user, which nobody else may open.
+    LimitError
     """
     access = os.O_RDWR if write else os.O_RDONLY
     try:
@@ -45,6 +47,8 @@ def open_file(path: str, *, write: bool = False) -> int:
     except FileNotFoundError as error:
         raise not_found(Path(path)) from error
     except OSError as error:
+        if told := shortage.error_for(error):
+            raise told from error
         if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.EACCES):
             raise
         raise FormatError(
@@ -65,6 +69,7 @@ def open_file(path: str, *, write: bool = False) -> int:
     return descriptor
 
 
+@shortage.told
 def all_in(directory: Directory) -> list[str]:
     """The names in use, sorted."""
     return sorted(name for name in os.listdir(directory.containers) if not name.startswith("."))

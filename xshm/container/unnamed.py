@@ -12,7 +12,7 @@ import contextlib
 import os
 import threading
 
-from xshm import process
+from xshm import process, shortage
 from xshm.container.handle import ContainerHandle
 from xshm.directory import MESSAGE_NAME, configured
 from xshm.errors import ContainerNameError
@@ -43,6 +43,7 @@ def keep(draft: ContainerHandle) -> ContainerHandle:
     return _linked(draft, f"{configured().path}/{draft.path}")
 
 
+@shortage.told
 def send(container: ContainerHandle) -> str:
     """Keep a container for somebody who will receive it.
 
@@ -65,6 +66,7 @@ def send(container: ContainerHandle) -> str:
     return message
 
 
+@shortage.told
 def receive(message: str, container: ContainerHandle) -> ContainerHandle:
     """Make a container that was sent this process's, too, until :func:`drop`.
 
