@@ -259,6 +259,18 @@ def test_attaching_without_another_open_file() -> None:
     memory.unlink()
 
 
+def test_a_writer_without_another_open_file() -> None:
+    with xshm.Channel("new") as writer:
+        writer.write(1)
+        with open_files_left(0), pytest.raises(LimitError, match="ulimit -n"):
+            writer.write(2)
+        assert writer.write(2) == 2
+        with open_files_left(0), pytest.raises(LimitError, match="ulimit -n"):
+            writer.unlink()
+        with open_files_left(1):
+            writer.unlink()
+
+
 def test_arrays_without_another_open_file_are_ordinary_and_go_as_bytes() -> None:
     xshm.multiprocessing.enable()
     try:

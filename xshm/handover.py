@@ -218,10 +218,10 @@ def _say_refused(me: process.Process, error: OSError) -> None:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free, total = me.directory.room()
         logger.warning(
-            "no room for arrays in %s (%.0f MiB in all, %.0f MiB free, and %s): they go as ordinary "
-            "bytes where it is full, which is slower. Make it larger (mount -o remount,size=8g; "
-            "docker run --shm-size=8g; an emptyDir with medium: Memory), or set xshm.directory "
-            "to a larger tmpfs.",
+            "no room for arrays in %s (%.0f MiB in all, %.0f MiB free, and %s): they go as "
+            "ordinary bytes where it is full, which is slower. Make it larger (mount -o "
+            "remount,size=8g; docker run --shm-size=8g; an emptyDir with medium: Memory), or set "
+            "xshm.directory to a larger tmpfs.",
             me.directory.path.parent,
             total / 2**20,
             free / 2**20,

@@ -160,6 +160,7 @@ class Control:
             ) from None
         self.catch_up()
 
+    @shortage.told
     def catch_up(self) -> None:
         """Announce the latest: who wrote it may have been killed, or interrupted, before."""
         with contextlib.suppress(FileNotFoundError, FormatError):  # none yet, or one to replace
