@@ -198,6 +198,7 @@ def test_a_child_keeps_the_bytes_when_its_parent_is_killed(directory: Path) -> N
     middle = Peer()
     middle(hold_array, 1)
     middle(_fork_and_report, go[0], answer[1])
+    assert os.read(answer[0], 10) == b"forked"
     middle.kill()
     process.close()
     process.current()  # a janitor removes what the killed one left
@@ -209,8 +210,10 @@ def test_a_child_keeps_the_bytes_when_its_parent_is_killed(directory: Path) -> N
 
 
 def _fork_and_report(go: int, answer: int) -> None:
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     if os.fork() == 0:
         signal.alarm(100)
+        os.write(answer, b"forked")  # and has closed the lock of its parent's file
         os.read(go, 2)
         os.write(answer, str(value_of(1)).encode())
         os._exit(0)

@@ -272,6 +272,7 @@ class Exchange(RuleBasedStateMachine):
             process.close()
             if self.filler is not None:
                 self.filler.unlink()
+        janitor.clean(configured())  # after a kill, if nobody has entered or left since
         assert files_in(self.parent) == []
         assert _core.count()["mappings"] == 0
 
