@@ -210,7 +210,6 @@ def test_a_child_keeps_the_bytes_when_its_parent_is_killed(directory: Path) -> N
 
 
 def _fork_and_report(go: int, answer: int) -> None:
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     if os.fork() == 0:
         signal.alarm(100)
         os.write(answer, b"forked")  # and has closed the lock of its parent's file
