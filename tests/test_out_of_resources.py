@@ -25,7 +25,7 @@ import xarray as xr
 import xshm
 import xshm.multiprocessing
 from tests.conftest import files_in, same_bytes
-from xshm import process
+from xshm import janitor, process
 from xshm.cli.main import main
 from xshm.directory import configured
 from xshm.errors import HandleError, LimitError, NoRoomError
@@ -292,13 +292,18 @@ def test_a_handle_is_refused_without_another_open_file() -> None:
     assert receive(handle).nbytes == 2 * MIB
 
 
-def test_the_last_one_leaves_without_another_open_file() -> None:
-    x = xshm.SharedArray.zeros(9)
+def test_a_process_leaves_without_another_open_file() -> None:
+    with xshm.SharedArray.zeros(9):
+        here, dead = configured(), "0" * 16
+        shared = xshm.publish(np.zeros(9), "bound")
+        janitor.bind_to_life(here, dead, "bound", (here.containers / "bound").stat().st_ino)
+        (here.processes / dead).touch()
     with open_files_left(0):
-        x.close()
         process.close()
-    with xshm.SharedArray.zeros(9):  # the next process looks what is left
-        assert len(os.listdir(configured().processes)) == 1
+    assert shared.exists  # for want of two descriptors
+    with xshm.SharedArray.zeros(9):  # the next one removes it
+        assert not shared.exists
+        assert len(os.listdir(here.processes)) == 1
 
 
 # ---- mappings ----

@@ -21,6 +21,8 @@ def enable() -> None:
     ------
     DirectoryError
         The directory that the configuration names cannot be used.
+    NoRoomError, LimitError
+        It has no room for another file, or this process can open no other.
 
     Notes
     -----

@@ -83,6 +83,8 @@ class _Side:
             would wait for itself.
         NoRoomError
             The directory has no room for another file.
+        LimitError
+            The process can open no other file.
         DirectoryError
             The directory cannot be used.
         UnsupportedError

@@ -71,6 +71,8 @@ def publish(
         The object holds something that a container cannot hold. Nothing was written.
     NoRoomError
         The directory has not that much room. Nothing was left behind.
+    LimitError
+        The process can open no other file, or map no more memory.
     XshmError
         A worker of the cluster cannot write here. Nothing was computed.
 

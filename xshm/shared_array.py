@@ -161,6 +161,8 @@ class SharedArray(ArrayProxy[Scalar_co]):
         ContainerNameError
         NoRoomError
             The directory has not that much room. Nothing was left behind.
+        LimitError
+            The process can open no other file, or map no more memory.
         """
         if isinstance(x, np.ma.MaskedArray):
             raise UnsupportedError(

@@ -167,6 +167,8 @@ class SharedDataset:
             It was removed or replaced.
         FormatError
             It is damaged.
+        LimitError
+            The process can open no other file, or map no more memory.
         """
         return Decoder(self.map(mode)).published()
 

@@ -43,6 +43,7 @@ class Channel:
     ------
     ContainerNameError
     NoRoomError
+    LimitError
     FormatError
         There is something else of that name, which xshm did not make.
 
