@@ -25,7 +25,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import CoroutineType
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 
 import dask
 import numpy as np
@@ -223,7 +223,8 @@ class Soak:
         client.run_on_scheduler(_forget_killed_clients)
         workers = client.run(_rest, on_error="ignore")
         found = [f"{address}: {held}" for address, held in workers.items() if any(held)]
-        here = _rest()
+        # In the thread of the event loop: nothing can fail meanwhile, and be suspended again.
+        here = client.run_on_scheduler(_rest)
         return [
             *([f"{len(workers)} workers"] if len(workers) != self._args.workers else []),
             *([f"here: {here}"] if any(here) else []),
@@ -261,21 +262,26 @@ def _forget_killed_clients(dask_scheduler: Scheduler) -> None:
             dask_scheduler.remove_client(name, stimulus_id="soak")
 
 
-def _rest(dask_worker: Worker | None = None) -> tuple[int, int, int]:
+def _rest(dask_worker: Worker | Scheduler) -> tuple[int, int, int]:
     """Keys, segments in use and leases of this process, which keeps nothing for the next arrays."""
-    _forget_errors()
+    forget_errors()
     xshm.trim()
     ctypes.CDLL(None).malloc_trim(0)  # otherwise the heap is as large as it ever was
     told = xshm.stats()
-    keys = len(dask_worker.data) if dask_worker else 0
+    keys = len(dask_worker.data) if isinstance(dask_worker, Worker) else 0
     return keys, told["live_segments"], told["leased_segments"]
 
 
-def _forget_errors() -> None:
+#: What may be suspended, and the name of its frame.
+_FRAMES = {CoroutineType: "cr_frame", GeneratorType: "gi_frame", AsyncGeneratorType: "ag_frame"}
+
+
+def forget_errors() -> None:
     """Arrays of functions that failed go: dask keeps some errors, such as those of shuffles."""
     gc.collect()
     things = gc.get_objects()
-    suspended = {thing.cr_frame for thing in things if type(thing) is CoroutineType}
+    # To clear the frame of one of these would end it, and with it a connection, say.
+    suspended = {getattr(thing, _FRAMES[type(thing)]) for thing in things if type(thing) in _FRAMES}
     for thing in things:
         # Not isinstance, which would ask proxies for what they stand for.
         if issubclass(type(thing), BaseException):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
+import weakref
+from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from benchmarks.soak import forget_errors
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,3 +44,64 @@ def test_soaked_for_two_minutes() -> None:
     survived = soak(2)
     assert survived["graphs with the right result"] > 0
     assert survived["workers killed"] > 0
+
+
+def test_an_array_of_a_function_that_failed_is_forgotten() -> None:
+    x = np.zeros(8)
+    there = weakref.ref(x)
+    with pytest.raises(ZeroDivisionError) as kept:
+        _fail(x)
+    del x
+    assert there() is not None
+    forget_errors()
+    assert there() is None
+    assert kept.type is ZeroDivisionError
+
+
+def _fail(x: object) -> None:
+    raise ZeroDivisionError
+
+
+def test_forgetting_errors_ends_nothing_that_goes_on_later() -> None:
+    async def run() -> None:
+        errors: list[Exception] = []
+        ways = _generator(errors), _async_generator(errors), _coroutine(errors)
+        generator, async_generator, task = *ways[:2], asyncio.create_task(ways[2])
+        assert next(generator) == "begun"
+        assert await anext(async_generator) == "begun"
+        await asyncio.sleep(0)
+        assert len(errors) == 3
+        forget_errors()
+        assert next(generator) == "gone on"
+        assert await anext(async_generator) == "gone on"
+        assert await task == "gone on"
+        await async_generator.aclose()
+
+    asyncio.run(run())
+
+
+def _generator(errors: list[Exception]) -> Generator[str, None, None]:
+    try:
+        _fail(None)
+    except ZeroDivisionError as error:
+        errors.append(error)
+    yield "begun"
+    yield "gone on"
+
+
+async def _async_generator(errors: list[Exception]) -> AsyncGenerator[str, None]:
+    try:
+        _fail(None)
+    except ZeroDivisionError as error:
+        errors.append(error)
+    yield "begun"
+    yield "gone on"
+
+
+async def _coroutine(errors: list[Exception]) -> str:
+    try:
+        _fail(None)
+    except ZeroDivisionError as error:
+        errors.append(error)
+    await asyncio.sleep(0.01)
+    return "gone on"
