@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import functools
-import gc
 import logging
 import os
 import secrets
@@ -25,7 +24,6 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import AsyncGeneratorType, CoroutineType, GeneratorType
 
 import dask
 import numpy as np
@@ -39,6 +37,15 @@ from xshm import directory, janitor, process
 
 from .fresh import own_directory
 from .soak_faults import Faults
+from .soak_forgetting import (
+    ENVIRONMENT,
+    EXTENSIONS,
+    SETTINGS,
+    clear_caches,
+    close_idle_connections,
+    forget_ended,
+    forget_errors,
+)
 from .soak_graphs import GRAPHS, LostActorError
 from .soak_growth import Held, Sample, files_in, grown, table
 
@@ -50,20 +57,6 @@ TRIES = 10
 
 #: Seconds in which a cluster must have come to rest.
 REST = 60
-
-#: Of dask's settings: it finds out soon that a worker has gone; it gives no task up because others
-#: killed its workers, and no nanny because its worker was killed twice; it does not collect figures
-#: for an hour, nor the errors that it logs, with all arrays that their functions had.
-SETTINGS = {
-    "distributed.comm.timeouts.connect": "5s",
-    "distributed.scheduler.allowed-failures": 10,
-    "distributed.deploy.lost-worker-timeout": "1h",
-    "distributed.admin.system-monitor.log-length": 100,
-    "distributed.admin.log-length": 0,
-    "distributed.admin.low-level-log-length": 100,
-    "distributed.worker.profile.enabled": False,
-    "xshm.grace": "5s",
-}
 
 #: How many graphs run at once.
 STREAMS = 3
@@ -82,17 +75,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pause", type=float, default=2, help="seconds between faults; default 2")
     parser.add_argument("--graphs", nargs="+", choices=GRAPHS, default=list(GRAPHS))
     parser.add_argument("--seed", type=int, help="by default a random one")
-    parser.add_argument("--in-namespace", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--mounts", choices=("yes", "no"), help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run graphs and faults, and print what was survived."""
-    if not args.in_namespace and (unshare := _unshare()):
-        command = [*unshare, sys.executable, "-m", "benchmarks", *sys.argv[1:], "--in-namespace"]
+    if args.mounts is None:
+        unshare = _unshare()
+        mounts = ["--mounts", "yes" if unshare else "no"]
+        command = [*unshare, sys.executable, "-m", "benchmarks", *sys.argv[1:], *mounts]
+        os.environ.update(ENVIRONMENT)
         os.execvp(command[0], command)  # whoever ends this process ends the soak
     with (
         own_directory() as place,
-        _tmpfs(place, args.room) if args.in_namespace else nullcontext() as room,
+        _tmpfs(place, args.room) if args.mounts == "yes" else nullcontext() as room,
         TemporaryDirectory(prefix="xshm-soak-") as scratch,
         dask.config.set({**SETTINGS, "temporary-directory": scratch}),
     ):
@@ -105,14 +101,14 @@ def run(args: argparse.Namespace) -> int:
     return 1 if soak.failures else 0
 
 
-def _unshare() -> tuple[str, ...] | None:
+def _unshare() -> tuple[str, ...]:
     """The start of a command that runs in a namespace where it may mount, if there is one."""
     for command in ("unshare", "--mount"), ("unshare", "--mount", "--user", "--map-root-user"):
         with suppress(FileNotFoundError):
             mounted = [*command, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
             if subprocess.run(mounted, capture_output=True).returncode == 0:
                 return command
-    return None
+    return ()
 
 
 @contextmanager
@@ -165,6 +161,8 @@ class Soak:
                 memory_limit=args.memory_limit,
                 dashboard_address=":0",
                 silence_logs=logging.CRITICAL,
+                scheduler_kwargs={"extensions": EXTENSIONS},
+                extensions={},
             ) as cluster,
             Client(cluster) as client,
             ThreadPoolExecutor(STREAMS) as pool,
@@ -217,10 +215,12 @@ class Soak:
                 self.failures.append(f"did not come to rest: {held}")
                 return
             time.sleep(0.2)
+        time.sleep(2)  # connections are closed at both ends by then, and heartbeats have theirs
 
     def _held(self, client: Client) -> list[str]:
         janitor.clean(directory.configured())  # what killed clients left
-        client.run_on_scheduler(_forget_killed_clients)
+        client.run_on_scheduler(forget_ended)
+        client.run(close_idle_connections, on_error="ignore")
         workers = client.run(_rest, on_error="ignore")
         found = [f"{address}: {held}" for address, held in workers.items() if any(held)]
         # In the thread of the event loop: nothing can fail meanwhile, and be suspended again.
@@ -255,39 +255,12 @@ class Soak:
         return "\n".join(lines)
 
 
-def _forget_killed_clients(dask_scheduler: Scheduler) -> None:
-    """One that was killed while it scattered dask would know, with its data, for ever."""
-    for name in [*dask_scheduler.clients.keys() - dask_scheduler.client_comms.keys()]:
-        if name != "fire-and-forget":
-            dask_scheduler.remove_client(name, stimulus_id="soak")
-
-
 def _rest(dask_worker: Worker | Scheduler) -> tuple[int, int, int]:
     """Keys, segments in use and leases of this process, which keeps nothing for the next arrays."""
     forget_errors()
+    clear_caches()
     xshm.trim()
     ctypes.CDLL(None).malloc_trim(0)  # otherwise the heap is as large as it ever was
     told = xshm.stats()
     keys = len(dask_worker.data) if isinstance(dask_worker, Worker) else 0
     return keys, told["live_segments"], told["leased_segments"]
-
-
-#: What may be suspended, and the name of its frame.
-_FRAMES = {CoroutineType: "cr_frame", GeneratorType: "gi_frame", AsyncGeneratorType: "ag_frame"}
-
-
-def forget_errors() -> None:
-    """Arrays of functions that failed go: dask keeps some errors, such as those of shuffles."""
-    gc.collect()
-    things = gc.get_objects()
-    # To clear the frame of one of these would end it, and with it a connection, say.
-    suspended = {getattr(thing, _FRAMES[type(thing)]) for thing in things if type(thing) in _FRAMES}
-    for thing in things:
-        # Not isinstance, which would ask proxies for what they stand for.
-        if issubclass(type(thing), BaseException):
-            for frame, _ in traceback.walk_tb(thing.__traceback__):
-                if frame not in suspended:
-                    with suppress(RuntimeError):  # it is being run
-                        frame.clear()
-    del things
-    gc.collect()

@@ -97,16 +97,16 @@ class Faults:
         """SIGKILL to a worker."""
         nanny = self._victim()
         if nanny is not None and nanny.pid is not None:
-            os.kill(nanny.pid, signal.SIGKILL)
+            _send(signal.SIGKILL, nanny.pid)
             self.done["workers killed"] += 1
 
     def stop(self) -> None:
         """A worker does nothing for a while, wherever it is."""
         nanny = self._victim(to_end=False)
         if nanny is not None and (pid := nanny.pid) is not None:
-            os.kill(pid, signal.SIGSTOP)
+            _send(signal.SIGSTOP, pid)
             time.sleep(self._rng.uniform(0.2, 3))
-            os.kill(pid, signal.SIGCONT)
+            _send(signal.SIGCONT, pid)
             self.done["workers stopped for a while"] += 1
 
     def disconnect(self) -> None:
@@ -170,6 +170,11 @@ class Faults:
             time.sleep(2)
         file.unlink()
         self.done["directory filled and emptied"] += 1
+
+
+def _send(number: signal.Signals, pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has just ended, by its nanny say
+        os.kill(pid, number)
 
 
 async def _abort_transfers(dask_worker: Worker) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.soak import forget_errors
+from benchmarks.soak_forgetting import forget_errors
 
 ROOT = Path(__file__).parents[1]
 
