@@ -23,7 +23,6 @@ import pytest
 import xarray as xr
 
 import xshm
-import xshm.multiprocessing
 from tests.conftest import files_in, same_bytes
 from xshm import janitor, process
 from xshm.cli.main import main
@@ -34,13 +33,6 @@ from xshm.handover import Outbox, receive
 MIB = 2**20
 
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a tmpfs: only root may")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _ordinary_arrays() -> None:
-    """Importing ``xshm.multiprocessing`` has switched it on."""
-    xshm.multiprocessing.disable()
-    process.close()
 
 
 # ---- what is used up ----
@@ -203,6 +195,16 @@ def _old() -> Iterator[None]:
     xshm.unlink("old")
 
 
+@pytest.fixture
+def _multiprocessing() -> Iterator[None]:
+    """Large arrays are born in segments, and pickled as handles."""
+    import xshm.multiprocessing
+
+    xshm.multiprocessing.enable()
+    yield
+    xshm.multiprocessing.disable()
+
+
 def fails_until_there_is_enough(
     verb: Callable[[], None], left: Callable[[int], AbstractContextManager[None]]
 ) -> Iterator[OSError]:
@@ -271,17 +273,14 @@ def test_a_writer_without_another_open_file() -> None:
             writer.unlink()
 
 
+@pytest.mark.usefixtures("_multiprocessing")
 def test_arrays_without_another_open_file_are_ordinary_and_go_as_bytes() -> None:
-    xshm.multiprocessing.enable()
-    try:
-        with open_files_left(0):
-            x = np.ones(MIB // 4)
-            received = ForkingPickler.loads(ForkingPickler.dumps(x))
-        assert not xshm.is_shared(x)
-        assert same_bytes(received, x)
-        assert xshm.is_shared(np.ones(MIB // 4))
-    finally:
-        xshm.multiprocessing.disable()
+    with open_files_left(0):
+        x = np.ones(MIB // 4)
+        received = ForkingPickler.loads(ForkingPickler.dumps(x))
+    assert not xshm.is_shared(x)
+    assert same_bytes(received, x)
+    assert xshm.is_shared(np.ones(MIB // 4))
 
 
 def test_a_handle_is_refused_without_another_open_file() -> None:
@@ -351,17 +350,14 @@ def test_without_another_file(verb: Callable[[], None], few_files: Path) -> None
 
 
 @only_root
+@pytest.mark.usefixtures("few_files", "_multiprocessing")
 def test_arrays_without_another_file_are_ordinary_and_go_as_bytes(few_files: Path) -> None:
-    xshm.multiprocessing.enable()
-    try:
-        with files_left(0, few_files):
-            x = np.ones(MIB // 4)
-            received = ForkingPickler.loads(ForkingPickler.dumps(x))
-        assert not xshm.is_shared(x)
-        assert same_bytes(received, x)
-        assert xshm.is_shared(np.ones(MIB // 4))
-    finally:
-        xshm.multiprocessing.disable()
+    with files_left(0, few_files):
+        x = np.ones(MIB // 4)
+        received = ForkingPickler.loads(ForkingPickler.dumps(x))
+    assert not xshm.is_shared(x)
+    assert same_bytes(received, x)
+    assert xshm.is_shared(np.ones(MIB // 4))
 
 
 # ---- a tmpfs without a limit ----
