@@ -8,12 +8,14 @@ import subprocess
 import sys
 import weakref
 from collections.abc import AsyncGenerator, Generator
+from contextvars import ContextVar, copy_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.soak_forgetting import forget_errors
+from benchmarks.soak_forgetting import close_idle_connections, forget_errors
+from benchmarks.soak_growth import Held, Sample, grown
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,6 +46,41 @@ def test_soaked_for_two_minutes() -> None:
     survived = soak(2)
     assert survived["graphs with the right result"] > 0
     assert survived["workers killed"] > 0
+
+
+def _sample(seconds: float, open_files: int, own_memory: int) -> Sample:
+    return Sample(seconds, {"worker 0": Held(open_files, 800, own_memory)}, files=7, nbytes=0)
+
+
+def test_growth_of_more_than_five_percent_after_two_minutes_is_told() -> None:
+    samples = [_sample(60, 20, 500), _sample(121, 40, 1000), _sample(181, 60, 1000)]
+    assert grown([*samples, _sample(600, 42, 1050)]) == []
+    assert grown([*samples, _sample(600, 42, 1051)]) == [
+        "own_memory of worker 0 grew from 1000 to 1051"
+    ]
+    assert grown([*samples, _sample(600, 43, 1000)]) == [
+        "open_files of worker 0 grew from 40 to 43"
+    ]
+
+
+def test_what_was_known_where_a_timer_was_set_is_forgotten() -> None:
+    async def run() -> None:
+        x = np.zeros(8)
+        there = weakref.ref(x)
+        context = copy_context()
+        context.run(ContextVar[object]("known").set, x)
+        loop = asyncio.get_running_loop()
+        before = loop.call_later(60, bool)
+        loop.call_later(61, bool, context=context).cancel()
+        del x, context
+        await asyncio.sleep(0)
+        assert there() is not None
+        close_idle_connections()
+        await asyncio.sleep(0)
+        assert there() is None
+        before.cancel()
+
+    asyncio.run(run())
 
 
 def test_an_array_of_a_function_that_failed_is_forgotten() -> None:
