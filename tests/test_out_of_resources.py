@@ -283,6 +283,17 @@ def test_arrays_without_another_open_file_are_ordinary_and_go_as_bytes() -> None
     assert xshm.is_shared(np.ones(MIB // 4))
 
 
+def test_segments_are_given_back_without_another_open_file() -> None:
+    process.keep_open()
+    xshm.enable()
+    x = np.empty(MIB)
+    del x  # its segment waits for the next array
+    assert len(files_in(configured().segments)) == 1
+    with open_files_left(0):
+        assert not xshm.is_shared(np.empty(MIB - MIB // 4))  # which it would have to be cut for
+        assert files_in(configured().segments) == []
+
+
 def test_a_handle_is_refused_without_another_open_file() -> None:
     handle = Outbox().copy(np.ones(MIB // 4))
     assert handle is not None

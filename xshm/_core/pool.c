@@ -75,6 +75,9 @@ pool_discard(int dir, segment *s)
     }
     segment_unmap(s);
     pthread_mutex_lock(&pool.lock);
+    if (dir < 0 && pool.directory >= 0 && s->pool == pool.opening) { /* no descriptor was left */
+        segment_unlink(pool.directory, s);
+    }
     pool.counts.mappings -= s->state == SEGMENT_LEASED ? 1 : XSHM_MAPPINGS_PER_SEGMENT;
     pthread_mutex_unlock(&pool.lock);
     free(s);
