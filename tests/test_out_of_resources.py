@@ -291,7 +291,7 @@ def test_segments_are_given_back_without_another_open_file() -> None:
     assert len(files_in(configured().segments)) == 1
     with open_files_left(0):
         assert not xshm.is_shared(np.empty(MIB - MIB // 4))  # which it would have to be cut for
-        assert files_in(configured().segments) == []
+    assert files_in(configured().segments) == []
 
 
 def test_a_handle_is_refused_without_another_open_file() -> None:
