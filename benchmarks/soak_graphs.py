@@ -257,12 +257,12 @@ class Total:
 def actor(client: Client, rng: np.random.Generator) -> None:
     """An actor that is given arrays, and asked for one."""
     values = rng.integers(0, 100, 4)
-    total = client.submit(Total, LENGTH, actor=True, pure=False).result(timeout=TIMEOUT)
     try:
+        total = client.submit(Total, LENGTH, actor=True, pure=False).result(timeout=TIMEOUT)
         for value in values:
             total.add(np.full(LENGTH, float(value))).result(timeout=TIMEOUT)
         found = total.get().result(timeout=TIMEOUT)
-    except (OSError, ValueError) as error:  # dask says it in one of several ways
+    except (OSError, ValueError, RuntimeError) as error:  # dask says it in one of several ways
         if "Actor" not in str(error):
             raise
         raise LostActorError(str(error)) from error
