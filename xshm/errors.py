@@ -12,14 +12,14 @@ class DirectoryError(XshmError, OSError):
 class HandleError(XshmError, OSError):
     """A handle is malformed, or points outside its segment. Nothing was opened or kept.
 
-    It is an ``OSError`` so that distributed treats the connection it came over as lost.
+    A connection of dask that it came over ends with distributed's ``CommClosedError``.
     """
 
 
 class LostHandleError(HandleError):
     """The segment of a handle is gone: taken by somebody else, withdrawn, or its owner died.
 
-    distributed treats it as a lost connection and asks for the data again.
+    Dask takes the connection for lost and asks for the data again.
     """
 
 
