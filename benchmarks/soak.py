@@ -28,7 +28,7 @@ from tempfile import TemporaryDirectory
 import dask
 import numpy as np
 from dask.utils import parse_bytes
-from distributed import Client, KilledWorker, LocalCluster, Scheduler, Worker
+from distributed import Client, KilledWorker, LocalCluster, Scheduler, Worker, wait
 from distributed.comm import CommClosedError
 from distributed.shuffle._exceptions import P2PConsistencyError
 
@@ -46,7 +46,7 @@ from .soak_forgetting import (
     forget_ended,
     forget_errors,
 )
-from .soak_graphs import GRAPHS, LostActorError
+from .soak_graphs import GRAPHS, LostActorError, ask_others
 from .soak_growth import Held, Sample, files_in, grown, table
 
 #: What dask raises over tcp too when its workers are killed.
@@ -179,6 +179,8 @@ class Soak:
                 with Client(cluster) as working, faults.happening():
                     list(pool.map(functools.partial(self._work, working, until), streams))
                 self._come_to_rest(client)
+                self._have_clients(client)
+                self._come_to_rest(client)
                 if cluster.workers[0].pid != spared:
                     self.failures.append("the worker that is spared has ended")
                     break
@@ -216,6 +218,13 @@ class Soak:
                 return
             time.sleep(0.2)
         time.sleep(2)  # connections are closed at both ends by then, and heartbeats have theirs
+
+    def _have_clients(self, client: Client) -> None:
+        """Each worker has a client of its own then, not only those that some graph gave one."""
+        addresses = client.scheduler_info(n_workers=-1)["workers"]
+        asked = [client.submit(ask_others, 1, workers=[one], pure=False) for one in addresses]
+        with suppress(TimeoutError):  # it did not come to rest, which has been told
+            wait(asked, timeout=REST)
 
     def _held(self, client: Client) -> list[str]:
         janitor.clean(directory.configured())  # what killed clients left

@@ -229,11 +229,12 @@ def gather(client: Client, rng: np.random.Generator) -> None:
 def tasks_of_tasks(client: Client, rng: np.random.Generator) -> None:
     """A task that has other tasks run, and gathers their results itself."""
     value = float(rng.integers(100))
-    total = client.submit(_ask_others, value, pure=False).result(timeout=TIMEOUT)
+    total = client.submit(ask_others, value, pure=False).result(timeout=TIMEOUT)
     check(total, value * 4 * LENGTH)
 
 
-def _ask_others(value: float) -> float:
+def ask_others(value: float) -> float:
+    """A task that has a client of its worker's, which stays: four arrays, added up."""
     with worker_client() as client:
         made = client.map(np.full, [LENGTH] * 4, [value] * 4, pure=False)
         return float(sum(array.sum() for array in client.gather(made)))
