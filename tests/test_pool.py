@@ -691,13 +691,6 @@ def bytes_in_pool() -> int:
     return counts["live_bytes"] + counts["free_bytes"] + counts["waiting_bytes"]
 
 
-def test_a_budget_leaves_a_little_to_be_kept_whatever_is_live() -> None:
-    live = [array(i) for i in range(4)]
-    _core.set_budget(0, 2 * MIB)
-    del live[1:]
-    assert (bytes_in_pool(), _core.count()["free_bytes"]) == (4 * MIB, 2 * MIB)
-
-
 def test_a_budget_bounds_what_is_live_and_what_is_kept_together() -> None:
     live = [array(i) for i in range(4)]
     del live[2:]

@@ -37,9 +37,6 @@ pool_may_keep(size_t more)
 {
     size_t live = pool.counts.live_bytes + more;
     size_t left = pool.budget > live ? pool.budget - live : 0;
-    if (left < pool.spare) {
-        left = pool.spare;
-    }
     return left < pool.limits.keep ? left : pool.limits.keep;
 }
 
@@ -154,7 +151,6 @@ pool_open(int dir, const char *owner, const pool_limits *limits)
         snprintf(pool.owner, sizeof pool.owner, "%s", owner);
         pool.limits = *limits;
         pool.budget = SIZE_MAX;
-        pool.spare = 0;
         pool.opening++;
         size_t size;
         room_was_asked(pool.directory, &size); /* before us: not of us */
@@ -205,13 +201,12 @@ pool_set_limits(const pool_limits *limits)
     pool_trim(limits->keep);
 }
 
-/* A bound on live and idle bytes together, as far as idle ones beyond `spare` can keep it. */
+/* A bound on live and idle bytes together, as far as idle ones can keep it. */
 void
-pool_set_budget(size_t bytes, size_t spare)
+pool_set_budget(size_t bytes)
 {
     pthread_mutex_lock(&pool.lock);
     pool.budget = bytes;
-    pool.spare = spare;
     size_t keep = pool_may_keep(0);
     pthread_mutex_unlock(&pool.lock);
     pool_trim(keep);

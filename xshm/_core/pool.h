@@ -17,8 +17,7 @@ struct pool {
     uint64_t opening;     /* counts pool_open: which segments are this pool's */
     uint64_t last_number; /* of the segments made: a name is never used twice */
     pool_limits limits;
-    size_t budget;        /* bound on live and idle bytes together... */
-    size_t spare;         /* ...but so many idle ones may be kept in any case */
+    size_t budget;        /* bound on live and idle bytes together */
     pool_counts counts;
     uint64_t wait_again;  /* for room: earlier is too early */
 };

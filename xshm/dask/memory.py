@@ -67,8 +67,9 @@ def account_for(server: Any) -> None:
         Whose listener starts: a worker or a nanny; of others nothing is counted.
     """
     if isinstance(server, Worker):
-        server.monitor.get_process_memory = _WorkerMemory(server)
-        attend_to(server.data)
+        memory = _WorkerMemory(server)
+        server.monitor.get_process_memory = memory
+        attend_to(server.data, memory.is_enough_spilled)
     elif isinstance(server, Nanny):
         server.memory_manager = _NannyMemoryManager(
             server, memory_limit=server.memory_manager.memory_limit
@@ -81,11 +82,11 @@ def account_no_more_for(server: Any) -> None:
         _core.set_budget(sys.maxsize)  # another worker in it sets its own again
 
 
-#: To what part of the limit what is kept may fill it where dask spills nothing: where dask spills.
+#: Where dask spills nothing, this part of the limit stands for where it would.
 _FILLED = 0.6
-#: What part of the memory that dask fills may be kept for the next arrays, whatever else. With a
-#: quarter graphs that are spilled take as long as on tcp; with a sixteenth up to 1.4 times that.
-_SPARE = 4
+#: Memory may be kept for the next arrays to this part of the limit beyond where dask spills, so
+#: that what was spilled is there for them, warm; dask pauses a worker somewhat later.
+_BEYOND = 0.05
 #: How many looks of the nanny a worker may be beyond its limit.
 _PATIENCE = 2
 
@@ -95,20 +96,33 @@ class _WorkerMemory:
 
     def __init__(self, worker: Worker) -> None:
         manager = worker.memory_manager
-        fraction = manager.memory_target_fraction or manager.memory_spill_fraction or _FILLED
-        self._target = int((manager.memory_limit or 0) * fraction)
+        limit = manager.memory_limit or 0
+        spill = manager.memory_spill_fraction or _FILLED
+        self._spill = int(limit * spill)
+        self._target = int(limit * (manager.memory_target_fraction or spill))
+        self._budget = int(limit * (spill + _BEYOND))
+        self._is_spilling = False
         self._counted_by_others = _Seldom(counted_by_others)
 
     def __call__(self) -> int:
+        return self._of_arrays_and_others() + _core.count()["free_bytes"]
+
+    def is_enough_spilled(self) -> bool:
+        """Whether it is no more than dask fills, beside what is kept for the next arrays.
+
+        As dask's monitor, it begins to spill at one part of the limit, and goes on to another.
+        """
+        taken = self._of_arrays_and_others()
+        self._is_spilling = taken > (self._target if self._is_spilling else self._spill)
+        return not self._is_spilling
+
+    def _of_arrays_and_others(self) -> int:
         _core.give_room()  # if another process asks for some
         own = resident(os.getpid())[0] + self._orphans()
-        if self._target:
-            # What is kept for the next arrays goes before anything is spilled, and what is
-            # spilled is not kept: dask spills until this figure has fallen. But for some, or
-            # each new chunk would be made of cold pages while others are spilled.
-            _core.set_budget(self._target - own, self._target // _SPARE)
+        if self._budget:
+            _core.set_budget(self._budget - own)
         pool = _core.count()
-        return own + pool["live_bytes"] + pool["free_bytes"] + pool["waiting_bytes"]
+        return own + pool["live_bytes"] + pool["waiting_bytes"]
 
     def _orphans(self) -> int:
         # Looked for each time, since a worker that takes many chunks whose owners spill them

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from xshm import process
 from xshm.whereabouts import segment_leased
 
 
-def attend_to(data: MutableMapping[Any, Any]) -> None:
+def attend_to(data: MutableMapping[Any, Any], is_enough: Callable[[], bool]) -> None:
     """See to what a worker spills.
 
     Parameters
@@ -35,6 +35,9 @@ def attend_to(data: MutableMapping[Any, Any]) -> None:
     data : MutableMapping
         Of a worker that has not spilled anything yet. If it is not distributed's own
         ``SpillBuffer``, whoever made it sees to that.
+    is_enough : callable
+        Whether enough is spilled. Its memory may be kept for the next chunks, while dask's monitor
+        would go on until it was given back.
     """
     if isinstance(data, SpillBuffer):
         values = data.slow.data
@@ -42,7 +45,7 @@ def attend_to(data: MutableMapping[Any, Any]) -> None:
         values.load = _load
         # Who sets an item takes the first, dask's monitor of memory the second.
         data.fast.evict = functools.partial(_evict, data.fast)
-        data.evict = functools.partial(_evict_if_any, data)
+        data.evict = functools.partial(_evict_if_any, data, is_enough)
 
 
 class _Files(AnyKeyFile):
@@ -96,8 +99,10 @@ def _evict(fast: LRU[Any, Any]) -> tuple[Any, Any, float]:
     raise KeyError("expected a value that only this worker keeps, found none")
 
 
-def _evict_if_any(data: SpillBuffer) -> int:
+def _evict_if_any(data: SpillBuffer, is_enough: Callable[[], bool]) -> int:
     """As ``SpillBuffer.evict``: the bytes that the value had, or -1 if none was spilled."""
+    if is_enough():
+        return -1
     try:
         return int(SpillBuffer.evict(data))
     except KeyError:
