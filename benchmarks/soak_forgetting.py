@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import linecache
+import sys
 import traceback
 from contextlib import suppress
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
@@ -75,6 +76,9 @@ def clear_caches() -> None:
     """Names of keys, of which dask caches 100000, and sources of all that was in a traceback."""
     key_split.cache_clear()
     linecache.clearcache()
+    # Python's table of interned strings doubles, some minute, by two mebibytes: now, then.
+    for number in range(200_000):
+        sys.intern(f"soak {number}")
 
 
 #: What may be suspended, and the name of its frame.
