@@ -80,6 +80,53 @@ def test_what_is_spilled_gives_its_memory_to_the_next_chunks() -> None:
         assert (then["created"], then["recycled"]) == (stats["created"], stats["recycled"] + 3)
 
 
+def test_what_is_kept_for_next_arrays_pauses_no_worker() -> None:
+    """It would be paused for ever: without an array there is nothing that could go."""
+    fractions = {"monitor-interval": "1h", "target": 0.5, "spill": 0.6, "pause": 0.6}
+    with (
+        dask.config.set({f"distributed.worker.memory.{key}": fractions[key] for key in fractions}),
+        clusters.cluster(n_workers=1, memory_limit=600 * MiB) as client,
+    ):
+        client.submit(make_and_free, 25).result()
+        client.run(spill)
+        assert client.submit(make_and_free, 1).result(timeout=30) is None
+
+
+def test_a_limit_that_is_set_while_a_worker_runs_is_what_it_spills_by() -> None:
+    with (
+        dask.config.set({"distributed.worker.memory.monitor-interval": "1h"}),
+        clusters.cluster(n_workers=1, memory_limit=2000 * MiB) as client,
+    ):
+        chunks = client.map(np.ones, [CHUNK // 8] * 8, pure=False)
+        wait(chunks)
+        (memory,) = client.run(
+            lambda dask_worker: dask_worker.monitor.get_process_memory()
+        ).values()
+        client.run(set_memory_limit, memory)
+        (spilled,) = client.run(spill).values()
+        assert 0 < spilled < len(chunks)
+
+
+def set_memory_limit(limit: int, dask_worker: Worker) -> None:
+    dask_worker.memory_manager.memory_limit = limit
+
+
+class Evicting(dict[str, int]):
+    """What a user gives a worker for its data, in place of dask's own."""
+
+    def __init__(self) -> None:
+        self.fast = ["x", "y", "z"]
+
+    def evict(self) -> int:
+        return len(self.fast.pop())
+
+
+def test_data_of_a_users_own_are_spilled_until_it_is_enough() -> None:
+    data = Evicting()
+    attend_to(data, lambda: len(data.fast) == 1)
+    assert [data.evict() for _ in range(4)] == [1, 1, -1, -1]
+
+
 async def spill(dask_worker: Worker) -> int:
     """Do what dask does when it looks at the memory; how many chunks are spilled by now."""
     await dask_worker.memory_manager.memory_monitor(dask_worker)

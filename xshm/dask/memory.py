@@ -92,35 +92,42 @@ _PATIENCE = 2
 
 
 class _WorkerMemory:
-    """What is called for the memory of a worker, in bytes."""
+    """What is called for the memory of a worker, in bytes.
+
+    It asks for the limit and its parts each time, as dask does: they may be set at any time.
+    """
 
     def __init__(self, worker: Worker) -> None:
-        manager = worker.memory_manager
-        limit = manager.memory_limit or 0
-        spill = manager.memory_spill_fraction or _FILLED
-        self._spill = int(limit * spill)
-        self._target = int(limit * (manager.memory_target_fraction or spill))
-        self._budget = int(limit * (spill + _BEYOND))
-        self._is_spilling = False
+        self._manager = worker.memory_manager
         self._counted_by_others = _Seldom(counted_by_others)
 
     def __call__(self) -> int:
-        return self._of_arrays_and_others() + _core.count()["free_bytes"]
+        taken = self._of_arrays_and_others()
+        with_kept = taken + _core.count()["free_bytes"]
+        if not self._manager.memory_limit:
+            return with_kept
+        # What is kept for the next arrays is no reason to spill, or to pause: a worker without any
+        # array could not do anything about it.
+        pause = self._manager.memory_pause_fraction or self._spill_fraction
+        return max(taken, min(with_kept, self._part(min(self._spill_fraction, pause))))
 
     def is_enough_spilled(self) -> bool:
-        """Whether it is no more than dask fills, beside what is kept for the next arrays.
+        """Whether it is no more than dask spills to, beside what is kept for the next arrays."""
+        target = self._part(self._manager.memory_target_fraction or self._spill_fraction)
+        return self._of_arrays_and_others() <= target
 
-        As dask's monitor, it begins to spill at one part of the limit, and goes on to another.
-        """
-        taken = self._of_arrays_and_others()
-        self._is_spilling = taken > (self._target if self._is_spilling else self._spill)
-        return not self._is_spilling
+    @property
+    def _spill_fraction(self) -> float:
+        return self._manager.memory_spill_fraction or _FILLED
+
+    def _part(self, fraction: float) -> int:
+        return int((self._manager.memory_limit or 0) * fraction)
 
     def _of_arrays_and_others(self) -> int:
         _core.give_room()  # if another process asks for some
         own = resident(os.getpid())[0] + self._orphans()
-        if self._budget:
-            _core.set_budget(self._budget - own)
+        if self._manager.memory_limit:
+            _core.set_budget(self._part(self._spill_fraction + _BEYOND) - own)
         pool = _core.count()
         return own + pool["live_bytes"] + pool["waiting_bytes"]
 

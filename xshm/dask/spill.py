@@ -34,7 +34,7 @@ def attend_to(data: MutableMapping[Any, Any], is_enough: Callable[[], bool]) -> 
     ----------
     data : MutableMapping
         Of a worker that has not spilled anything yet. If it is not distributed's own
-        ``SpillBuffer``, whoever made it sees to that.
+        ``SpillBuffer``, whoever made it sees to what is spilled, and how.
     is_enough : callable
         Whether enough is spilled. Its memory may be kept for the next chunks, while dask's monitor
         would go on until it was given back.
@@ -43,9 +43,10 @@ def attend_to(data: MutableMapping[Any, Any], is_enough: Callable[[], bool]) -> 
         values = data.slow.data
         values.d = _Files(values.d.directory)
         values.load = _load
-        # Who sets an item takes the first, dask's monitor of memory the second.
+        # Who sets an item takes this one, dask's monitor of memory the one below.
         data.fast.evict = functools.partial(_evict, data.fast)
-        data.evict = functools.partial(_evict_if_any, data, is_enough)
+    if hasattr(data, "fast") and hasattr(data, "evict"):  # distributed.spill.ManualEvictProto
+        data.evict = functools.partial(_evict_if_any, data.evict, is_enough)
 
 
 class _Files(AnyKeyFile):
@@ -99,13 +100,13 @@ def _evict(fast: LRU[Any, Any]) -> tuple[Any, Any, float]:
     raise KeyError("expected a value that only this worker keeps, found none")
 
 
-def _evict_if_any(data: SpillBuffer, is_enough: Callable[[], bool]) -> int:
-    """As ``SpillBuffer.evict``: the bytes that the value had, or -1 if none was spilled."""
+def _evict_if_any(evict: Callable[[], int], is_enough: Callable[[], bool]) -> int:
+    """As what dask's monitor calls: the bytes that the value had, or -1 if none was spilled."""
     if is_enough():
         return -1
     try:
-        return int(SpillBuffer.evict(data))
-    except KeyError:
+        return int(evict())
+    except KeyError:  # of _evict
         return -1
 
 
