@@ -16,7 +16,7 @@ from tests import clusters
 from xshm import process
 from xshm.dask.spill import attend_to
 from xshm.directory import configured
-from xshm.own_memory import orphans_of
+from xshm.own_memory import orphans_of, resident, segments_of
 
 MiB = 2**20
 CHUNK = 16 * MiB
@@ -90,6 +90,24 @@ def test_what_is_kept_for_next_arrays_pauses_no_worker() -> None:
         client.submit(make_and_free, 25).result()
         client.run(spill)
         assert client.submit(make_and_free, 1).result(timeout=30) is None
+
+
+def test_what_is_kept_for_next_arrays_ends_no_worker_that_spills_late() -> None:
+    limit = 600 * MiB
+    fractions = {"monitor-interval": "1h", "target": 0.9, "spill": 0.93, "terminate": 0.95}
+    with (
+        dask.config.set({f"distributed.worker.memory.{key}": fractions[key] for key in fractions}),
+        clusters.cluster(n_workers=1, memory_limit=limit) as client,
+    ):
+        client.submit(make_and_free, 35).result()
+        client.run(spill)
+        (memory,) = client.run(kept_alive).values()
+        assert memory < 0.95 * limit
+
+
+def kept_alive() -> int:
+    """The memory of this process, as its nanny counts it."""
+    return resident(os.getpid())[0] + segments_of(os.getpid(), configured())
 
 
 def test_a_limit_that_is_set_while_a_worker_runs_is_what_it_spills_by() -> None:

@@ -30,6 +30,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+import dask.config
 import numpy as np
 from dask.sizeof import sizeof
 from distributed import Nanny, Worker
@@ -85,7 +86,8 @@ def account_no_more_for(server: Any) -> None:
 #: Where dask spills nothing, this part of the limit stands for where it would.
 _FILLED = 0.6
 #: Memory may be kept for the next arrays to this part of the limit beyond where dask spills, so
-#: that what was spilled is there for them, warm; dask pauses a worker somewhat later.
+#: that what was spilled is there for them, warm; dask pauses a worker somewhat later. It stays as
+#: far from where the nanny ends the worker.
 _BEYOND = 0.05
 #: How many looks of the nanny a worker may be beyond its limit.
 _PATIENCE = 2
@@ -99,6 +101,8 @@ class _WorkerMemory:
 
     def __init__(self, worker: Worker) -> None:
         self._manager = worker.memory_manager
+        terminate = dask.config.get("distributed.worker.memory.terminate") or 1
+        self._most_kept = terminate - _BEYOND
         self._counted_by_others = _Seldom(counted_by_others)
 
     def __call__(self) -> int:
@@ -127,7 +131,8 @@ class _WorkerMemory:
         _core.give_room()  # if another process asks for some
         own = resident(os.getpid())[0] + self._orphans()
         if self._manager.memory_limit:
-            _core.set_budget(self._part(self._spill_fraction + _BEYOND) - own)
+            kept = min(self._spill_fraction + _BEYOND, self._most_kept)
+            _core.set_budget(self._part(kept) - own)
         pool = _core.count()
         return own + pool["live_bytes"] + pool["waiting_bytes"]
 
