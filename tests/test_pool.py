@@ -691,6 +691,21 @@ def bytes_in_pool() -> int:
     return counts["live_bytes"] + counts["free_bytes"] + counts["waiting_bytes"]
 
 
+def test_where_much_is_live_a_little_is_kept_beyond_the_budget() -> None:
+    live = [array(i) for i in range(6)]
+    _core.set_budget(6 * MIB, 10 * MIB)  # so 4 MiB of these
+    del live[5]
+    assert (bytes_in_pool(), _core.count()["free_bytes"]) == (10 * MIB, 0)
+    del live[3:]
+    assert (bytes_in_pool(), _core.count()["free_bytes"]) == (10 * MIB, 4 * MIB)
+    del live[2]
+    assert (bytes_in_pool(), _core.count()["free_bytes"]) == (8 * MIB, 4 * MIB)
+    del live[1]
+    assert (bytes_in_pool(), _core.count()["free_bytes"]) == (6 * MIB, 4 * MIB)
+    del live[0]
+    assert _core.count()["free_bytes"] == 6 * MIB
+
+
 def test_a_budget_bounds_what_is_live_and_what_is_kept_together() -> None:
     live = [array(i) for i in range(4)]
     del live[2:]

@@ -137,7 +137,7 @@ int pool_open(int directory, const char *owner, const pool_limits *limits);
 void pool_close(void);
 bool pool_is_open(void);
 void pool_set_limits(const pool_limits *limits);
-void pool_set_budget(size_t bytes);
+void pool_set_budget(size_t bytes, size_t most);
 size_t pool_threshold(void);
 pool_counts pool_count(void);
 size_t pool_trim(size_t keep);

@@ -240,15 +240,15 @@ set_limits(PyObject *module, PyObject *args)
 }
 
 static PyObject *
-set_budget(PyObject *module, PyObject *number)
+set_budget(PyObject *module, PyObject *args)
 {
     (void)module;
-    Py_ssize_t nbytes = PyNumber_AsSsize_t(number, PyExc_OverflowError);
-    if (nbytes == -1 && PyErr_Occurred()) {
+    Py_ssize_t nbytes, most = 0;
+    if (!PyArg_ParseTuple(args, "n|n:set_budget", &nbytes, &most)) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    pool_set_budget(nbytes > 0 ? (size_t)nbytes : 0);
+    pool_set_budget(nbytes > 0 ? (size_t)nbytes : 0, most > 0 ? (size_t)most : 0);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -389,7 +389,7 @@ static PyMethodDef methods[] = {
     {"close_pool", close_pool, METH_NOARGS, NULL},
     {"is_open", is_open, METH_NOARGS, NULL},
     {"set_limits", set_limits, METH_VARARGS, NULL},
-    {"set_budget", set_budget, METH_O, NULL},
+    {"set_budget", set_budget, METH_VARARGS, NULL},
     {"trim", trim, METH_VARARGS, NULL},
     {"give_room", give_room, METH_NOARGS, NULL},
     {"make_room", make_room, METH_VARARGS, NULL},

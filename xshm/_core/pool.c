@@ -13,6 +13,7 @@ struct pool pool = {
     .directory = -1,
     .limits.threshold = SIZE_MAX,
     .budget = SIZE_MAX,
+    .most = SIZE_MAX,
 };
 
 /* A duplicate of the directory's descriptor, to be dropped; -1 if the pool is closed or no
@@ -37,6 +38,13 @@ pool_may_keep(size_t more)
 {
     size_t live = pool.counts.live_bytes + more;
     size_t left = pool.budget > live ? pool.budget - live : 0;
+    size_t beyond = pool.most > live ? pool.most - live : 0;
+    if (beyond > pool.most - pool.budget) {
+        beyond = pool.most - pool.budget;
+    }
+    if (left < beyond) {
+        left = beyond;
+    }
     return left < pool.limits.keep ? left : pool.limits.keep;
 }
 
@@ -150,7 +158,7 @@ pool_open(int dir, const char *owner, const pool_limits *limits)
     if (error == 0) {
         snprintf(pool.owner, sizeof pool.owner, "%s", owner);
         pool.limits = *limits;
-        pool.budget = SIZE_MAX;
+        pool.budget = pool.most = SIZE_MAX;
         pool.opening++;
         size_t size;
         room_was_asked(pool.directory, &size); /* before us: not of us */
@@ -201,12 +209,14 @@ pool_set_limits(const pool_limits *limits)
     pool_trim(limits->keep);
 }
 
-/* A bound on live and idle bytes together, as far as idle ones can keep it. */
+/* A bound on live and idle bytes together, as far as idle ones can keep it.  Where most of it is
+ * live, it is `most`; no more idle bytes than between the two are kept for that. */
 void
-pool_set_budget(size_t bytes)
+pool_set_budget(size_t bytes, size_t most)
 {
     pthread_mutex_lock(&pool.lock);
     pool.budget = bytes;
+    pool.most = most > bytes ? most : bytes;
     size_t keep = pool_may_keep(0);
     pthread_mutex_unlock(&pool.lock);
     pool_trim(keep);

@@ -17,7 +17,7 @@ struct pool {
     uint64_t opening;     /* counts pool_open: which segments are this pool's */
     uint64_t last_number; /* of the segments made: a name is never used twice */
     pool_limits limits;
-    size_t budget;        /* bound on live and idle bytes together */
+    size_t budget, most;  /* bounds on live and idle bytes together: see pool_set_budget */
     pool_counts counts;
     uint64_t wait_again;  /* for room: earlier is too early */
 };

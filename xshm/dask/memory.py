@@ -85,12 +85,12 @@ def account_no_more_for(server: Any) -> None:
 
 #: Where dask spills nothing, this part of the limit stands for where it would.
 _FILLED = 0.6
-#: Memory may be kept for the next arrays to this part of the limit beyond where dask spills, so
-#: that what was spilled is there for them, warm; dask pauses a worker somewhat later. It stays as
-#: far from where the nanny ends the worker.
+#: Where much is in use, memory may be kept for the next arrays to this part of the limit beyond
+#: where dask spills, so that what was spilled is there for them, warm; dask pauses a worker
+#: somewhat later. It stays as far from where the nanny ends the worker.
 _BEYOND = 0.05
 #: How many looks of the nanny a worker may be beyond its limit.
-_PATIENCE = 2
+_PATIENCE = 3
 
 
 class _WorkerMemory:
@@ -117,8 +117,10 @@ class _WorkerMemory:
 
     def is_enough_spilled(self) -> bool:
         """Whether it is no more than dask spills to, beside what is kept for the next arrays."""
-        target = self._part(self._manager.memory_target_fraction or self._spill_fraction)
-        return self._of_arrays_and_others() <= target
+        return self._of_arrays_and_others() <= self._target()
+
+    def _target(self) -> int:
+        return self._part(self._manager.memory_target_fraction or self._spill_fraction)
 
     @property
     def _spill_fraction(self) -> float:
@@ -130,11 +132,12 @@ class _WorkerMemory:
     def _of_arrays_and_others(self) -> int:
         _core.give_room()  # if another process asks for some
         own = resident(os.getpid())[0] + self._orphans()
-        if self._manager.memory_limit:
-            kept = min(self._spill_fraction + _BEYOND, self._most_kept)
-            _core.set_budget(self._part(kept) - own)
         pool = _core.count()
-        return own + pool["live_bytes"] + pool["waiting_bytes"]
+        taken = own + pool["live_bytes"] + pool["waiting_bytes"]
+        if self._manager.memory_limit:
+            most = self._part(min(self._spill_fraction + _BEYOND, self._most_kept))
+            _core.set_budget(self._target() - own, most - own)
+        return taken
 
     def _orphans(self) -> int:
         # Looked for each time, since a worker that takes many chunks whose owners spill them
