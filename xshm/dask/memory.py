@@ -7,8 +7,8 @@ would count once for each. Here a worker's memory is::
     resident memory - resident pages of shared memory + its own segments + its orphans
 
 Orphans are segments that only leases keep, since their owner has gone: see
-:func:`xshm.own_memory.orphans_of`. Of its own segments those that are kept for the next arrays count
-as far as they make it neither spill nor pause.
+:func:`xshm.own_memory.orphans_of`. Of its own segments those that are kept for the next arrays
+count as far as they make it neither spill nor pause.
 
 Notes
 -----
@@ -18,8 +18,8 @@ Three attributes of distributed's servers are set when they start to listen to `
 - ``Worker.monitor.get_process_memory``: spilling, pausing, the scheduler and the dashboard all have
   their figure from it. distributed keeps this method apart so that it can be replaced.
 - ``Nanny.memory_manager`` and its periodic callback, which end a worker that takes too much.
-- ``evict`` of ``Worker.data``, and its files and ``load`` if it is distributed's own ``SpillBuffer``:
-  see :mod:`xshm.dask.spill`.
+- ``evict`` of ``Worker.data``, and files and ``load`` of distributed's own ``SpillBuffer``: see
+  :mod:`xshm.dask.spill`.
 """
 
 from __future__ import annotations
