@@ -133,23 +133,24 @@ def keep(x: Any) -> None:
 
 
 def test_a_spilled_chunk_gives_its_segment_back_and_comes_back_into_one() -> None:
+    limit = 600 * MiB  # beside what dask fills of it there is room for a message of 50 MiB
     with (
         dask.config.set({"distributed.worker.memory.spill-compression": False}),
-        limited("shm", 2, LIMIT) as client,
+        limited("shm", 2, limit) as client,
     ):
         owner, other = clusters.workers_of(client)
         on_owner = {"workers": [owner], "pure": False}
         first = client.submit(np.full, CHUNK // 8, 7.0, **on_owner)
         client.submit(keep, first, workers=[other]).result()
         chunks = [
-            client.submit(np.full, CHUNK // 8, i, **on_owner) for i in range(2 * LIMIT // CHUNK)
+            client.submit(np.full, CHUNK // 8, i, **on_owner) for i in range(2 * limit // CHUNK)
         ]
         wait([first, *chunks])
-        wait_until(lambda: spilled(client) > LIMIT // CHUNK, "more than the limit is on the disk")
+        wait_until(lambda: spilled(client) > limit // CHUNK, "more than the limit is on the disk")
 
         numbers = client.run(xshm.stats, workers=[owner])[owner]
         in_segments = sum(numbers[f"{kind}_bytes"] for kind in ("live", "free", "waiting"))
-        assert in_segments <= 0.8 * LIMIT  # else it would be paused
+        assert in_segments <= 0.8 * limit  # else it would be paused
 
         # The lease of the other worker is as it was, and spilled chunks go as handles.
         kept = client.run(lambda dask_worker: float(dask_worker.kept.sum()), workers=[other])
@@ -157,7 +158,7 @@ def test_a_spilled_chunk_gives_its_segment_back_and_comes_back_into_one() -> Non
         sums = client.map(np.sum, chunks, workers=[other])
         assert client.gather(sums) == [i * CHUNK / 8 for i in range(len(chunks))]
         after = client.run(xshm.stats, workers=[owner])[owner]
-        assert after["bytes_sent_by_handle"] - numbers["bytes_sent_by_handle"] >= LIMIT
+        assert after["bytes_sent_by_handle"] - numbers["bytes_sent_by_handle"] >= limit
         assert after["bytes_copied_in"] == 0
         assert after["bytes_sent_inline"] == 0
         assert wants_of_memory(client)["restarts"] == 0
