@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +43,22 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) ->
     while not condition():
         assert time.monotonic() < end, f"did not happen in {seconds} s: {what}"
         time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def tmpfs(folder: Path, options: str) -> Iterator[Path]:
+    """A tmpfs that is the directory, and that nothing is left in."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"mode=700,{options}", "xshm-test", str(folder)]
+    subprocess.run(mount, check=True)
+    try:
+        with dask.config.set({"xshm.directory": str(folder)}):
+            yield folder
+            process.close()
+            assert files_in(folder) == []
+    finally:
+        process.close()
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @contextlib.contextmanager

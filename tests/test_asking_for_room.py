@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 
 import xshm
 from tests.clusters import by_handle, cluster, total, workers_of
-from tests.conftest import files_in, wait_until
+from tests.conftest import tmpfs, wait_until
 from tests.test_process import Peer, counted, held
 from xshm import _core, process
 from xshm.directory import configured
@@ -35,19 +34,8 @@ MIB = 2**20
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A tmpfs of 128 MiB, which is the directory of the test."""
-    mounted = tmp_path / "small"
-    mounted.mkdir()
-    subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=128m,mode=700", "xshm-test", str(mounted)], check=True
-    )
-    try:
-        with dask.config.set({"xshm.directory": str(mounted)}):
-            yield mounted
-            process.close()
-        assert files_in(mounted) == []
-    finally:
-        process.close()
-        subprocess.run(["umount", "--lazy", str(mounted)], check=True)
+    with tmpfs(tmp_path / "small", "size=128m") as mounted:
+        yield mounted
 
 
 @pytest.fixture

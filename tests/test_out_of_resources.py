@@ -9,7 +9,6 @@ import itertools
 import os
 import pickle
 import resource
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from multiprocessing.reduction import ForkingPickler
@@ -23,7 +22,7 @@ import pytest
 import xarray as xr
 
 import xshm
-from tests.conftest import files_in, same_bytes
+from tests.conftest import files_in, same_bytes, tmpfs
 from xshm import janitor, process
 from xshm.cli.main import main
 from xshm.directory import configured
@@ -81,22 +80,6 @@ def address_space_left(nbytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-@contextlib.contextmanager
-def tmpfs(folder: Path, options: str) -> Iterator[Path]:
-    """A tmpfs that is the directory, and that nothing is left in."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"mode=700,{options}", "xshm-test", str(folder)]
-    subprocess.run(mount, check=True)
-    try:
-        with dask.config.set({"xshm.directory": str(folder)}):
-            yield folder
-            process.close()
-            assert files_in(folder) == []
-    finally:
-        process.close()
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 # ---- what users do ----

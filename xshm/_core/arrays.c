@@ -89,7 +89,7 @@ pool_prepare(size_t length, const char *bytes, enum effort effort, prepared *p)
         segment_use(s, length);
         return 0;
     }
-    pool_discard(p->fresh ? -1 : p->directory, s);
+    pool_discard(p->directory, s);
     pool_drop_directory(p->directory);
     note_refusal(error);
     return error;
