@@ -28,8 +28,12 @@ from xshm.directory import Directory
 _KEPT_THREADS = ("IO loop", "Profile", "asyncio_", "Dask-Offload", "Dask-Default", "AsyncProcess")
 
 
-def pytest_configure() -> None:
-    """Make tests pass in the background, and on a busy machine."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Make tests pass in the background, and on a busy machine, and the run end."""
+    # xdist would run a test that ended its process once more, in a new one, and when that ends
+    # too may wait for ever.
+    if config.pluginmanager.hasplugin("xdist"):
+        config.option.maxworkerrestart = "0"
     # Else this process and all its children would ignore these there.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -122,6 +126,10 @@ def _possessions() -> dict[str, set[str]]:
             child
             for child in _descendants("self")
             if "resource_tracker" not in child and "forkserver" not in child
+        },
+        "signals": {
+            f"{number!r}: {signal.getsignal(number)}"
+            for number in signal.valid_signals() - {signal.SIGALRM}  # pytest-timeout's
         },
     }
 

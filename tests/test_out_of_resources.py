@@ -24,7 +24,7 @@ import xarray as xr
 import xshm
 from tests.conftest import files_in, same_bytes, tmpfs
 from xshm import janitor, process
-from xshm.cli.main import main
+from xshm.cli import main
 from xshm.directory import configured
 from xshm.errors import HandleError, LimitError, NoRoomError
 from xshm.handover import Outbox, receive
@@ -230,7 +230,7 @@ def test_a_command_without_another_open_file(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with open_files_left(0):
-        assert main(command) == 1
+        assert main.run(command) == 1
     assert "ulimit -n" in capsys.readouterr().err
 
 
@@ -375,7 +375,7 @@ def test_the_room_of_a_tmpfs_without_a_limit_is_the_memory(
     free, size = configured().room()
     assert size == memory.total
     assert 0 < free < size
-    assert main(["df"]) == 0
+    assert main.run(["df"]) == 0
     assert " 0 B free" not in capsys.readouterr().out
 
 

@@ -33,12 +33,17 @@ _DAY = 86400  # seconds
 _CLEAR = "\x1b[H\x1b[J"  # console_codes(4): to the top left; erase all from there
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command, that of this process's arguments if none are given; the exit code."""
+def program() -> int:
+    """All that this process is for: the command of its arguments; the exit code."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `xshm ls | head -1` is to end quietly
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # it may be closed
             stream.reconfigure(errors="backslashreplace")
+    return run(sys.argv[1:])
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command, and leave the process's signals and streams as they are; the exit code."""
     chosen = _parser().parse_args(arguments)
     try:
         return int(chosen.run(chosen))
