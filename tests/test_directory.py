@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import xshm
+from tests.conftest import tmpfs
 from tests.everything_in_use import everything_in_use, files_below
 from tests.test_process import Peer, share_array, take
 from xshm import directory as module
@@ -158,13 +159,8 @@ def test_a_parent_that_is_not_writable_is_said_plainly(directory: Path) -> None:
 
 @only_root
 def test_a_parent_on_a_full_file_system_is_said_plainly(directory: Path, tmp_path: Path) -> None:
-    (tmp_path / "full").mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=2", "xshm-test"]
-    subprocess.run([*mount, str(tmp_path / "full")], check=True)
-    try:
-        _refuse(tmp_path / "full", "No space left", "set xshm.directory")
-    finally:
-        subprocess.run(["umount", "--lazy", str(tmp_path / "full")], check=True)
+    with tmpfs(tmp_path / "full", "size=1m,nr_inodes=2") as full:
+        _refuse(full, "found 0 of 2 files free", "nr_inodes", "set xshm.directory")
 
 
 # ---- Domain.

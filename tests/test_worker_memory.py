@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+import time
 from pathlib import Path
 
 import dask.config
 import numpy as np
 import pytest
-from distributed import Worker, wait
+from distributed import Nanny, Worker, wait
 from distributed.spill import SpillBuffer
 
 import xshm
 from tests import clusters
+from tests.conftest import wait_until
 from xshm import process
 from xshm.dask.spill import attend_to
 from xshm.directory import configured
@@ -166,6 +170,49 @@ def test_what_is_kept_for_next_arrays_ends_no_worker_before_it_could_give_it_bac
         for _ in range(10):
             client.submit(make_after_freeing, 20, 250 * MiB, pure=False).result()
         assert client.get_events("worker-restart-memory") == ()
+
+
+def look_as_nanny(dask_worker: Nanny) -> bool:
+    """Do what the nanny does when it looks at its worker; whether it has ended it."""
+    dask_worker.memory_manager.memory_monitor(dask_worker)
+    return bool(dask_worker.memory_manager._last_terminated_pid > 0)
+
+
+def take_and_stop(n_chunks: int, nbytes: int) -> None:
+    """Take memory, having freed some, and do no more, not even look at it."""
+    sys.setswitchinterval(10)  # seconds, in which no other thread looks at it either
+    make_and_free(n_chunks)
+    taken = b"1" * nbytes
+    os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(60)  # this thread may be the last to stop
+    del taken
+
+
+@pytest.mark.parametrize(
+    ("n_chunks", "nbytes", "looks"),
+    [
+        pytest.param(20, 350 * MiB, 10, id="what it keeps, if it does not give it back in time"),
+        pytest.param(0, 550 * MiB, 0, id="what it uses, at once"),
+    ],
+)
+def test_a_nanny_ends_a_worker_for(n_chunks: int, nbytes: int, looks: int) -> None:
+    with (
+        dask.config.set({"distributed.worker.memory.monitor-interval": "1h"}),
+        clusters.cluster(n_workers=1, memory_limit=600 * MiB) as client,
+    ):
+
+        def looks_and_ends_it() -> bool:
+            (ended,) = client.run(look_as_nanny, nanny=True).values()
+            return bool(ended)
+
+        client.run(spill)  # from then on what it keeps is bounded
+        (pid,) = client.run(os.getpid).values()
+        task = client.submit(take_and_stop, n_chunks, nbytes)
+        stopped = Path(f"/proc/{pid}/stat")
+        wait_until(lambda: stopped.read_text().split()[2] == "T", "the worker has stopped")
+        assert [looks_and_ends_it() for _ in range(looks + 1)] == [False] * looks + [True]
+        task.cancel()
+        looks_and_ends_it()  # and with SIGKILL
 
 
 def test_no_lease_is_spilled_for_own_chunks_as_long_as_its_owner_keeps_it(

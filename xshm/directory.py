@@ -5,7 +5,8 @@ Layout, below ``xshm.directory``::
     xshm-<uid>/           0700
         domain            a link to a random id: who reads the same one, shares the directory
         wanted            who finds no room says here when, and for how much: see _core/room.c
-        processes/<id>    one for each process, locked by it for as long as it lives
+        processes/<id>    one for each process, locked by it for as long as it lives; a worker's
+                          size is what it keeps for its next arrays: see _core/room.c
         segments/         <id>.<number>.segment, .token, .message and .array,
                           and of containers .draft and .lifetime
         containers/       one for each published name
@@ -38,6 +39,7 @@ TOKEN_NAME = re.compile(rf"{PROCESS_ID.pattern}\.[0-9a-f]{{1,16}}\.token")
 MESSAGE_NAME = re.compile(rf"{PROCESS_ID.pattern}\.[0-9a-f]{{1,16}}\.message")
 
 _DOMAIN_ID = re.compile(r"[0-9a-f]{32}")
+_EXPECTED = "expected a directory on a tmpfs that this user may write to: set xshm.directory"
 
 
 class Directory:
@@ -83,11 +85,10 @@ class Directory:
         except DirectoryError:
             raise
         except OSError as error:
+            lacking = shortage.error_for(error)
+            reason = lacking.strerror if lacking else f"{error.strerror}; {_EXPECTED}"
             raise DirectoryError(
-                error.errno,
-                f"cannot use {self.path} for shared memory ({error.strerror}); expected a "
-                "directory on a tmpfs that this user may write to: set xshm.directory",
-                str(self.path),
+                error.errno, f"cannot use {self.path} for shared memory: {reason}", str(self.path)
             ) from error
 
     def is_as_found(self) -> bool:

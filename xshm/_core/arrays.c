@@ -65,6 +65,7 @@ pool_prepare(size_t length, const char *bytes, enum effort effort, prepared *p)
             evicted = idle_evict(pool_may_keep(size), pool.limits.waiting);
         }
     }
+    pool_tell_idle();
     bool huge = pool.limits.huge;
     bool ready = s != NULL && s->shared != NULL && s->size == size && bytes == NULL;
     p->segment = s;

@@ -99,6 +99,7 @@ int room_left(int directory, free_room *r);
 void room_ask(int directory, size_t size);
 bool room_was_asked(int directory, size_t *size);
 bool room_is_time_to_look(void);
+void room_tell_idle(int directory, const char *process, size_t bytes);
 
 /* ---- idle.c: callers hold the pool's lock ---- */
 typedef struct {

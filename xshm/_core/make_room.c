@@ -20,6 +20,7 @@ give_room(int dir, size_t size)
         pthread_mutex_lock(&pool.lock);
         segment *s = idle_evict_one(before);
         pool.counts.given_bytes += s == NULL ? 0 : s->size;
+        pool_tell_idle();
         int own = s == NULL ? -1 : pool_hold_directory(); /* `dir`, if the pool is still that one */
         pthread_mutex_unlock(&pool.lock);
         if (s == NULL) {

@@ -8,6 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define TELL_EVERY ((size_t)16 << 20) /* bytes; as own_memory.py says */
+
 struct pool pool = {
     .lock = PTHREAD_MUTEX_INITIALIZER,
     .directory = -1,
@@ -102,6 +104,20 @@ pool_discard_all(int dir, segment *chain)
     return bytes;
 }
 
+/* Tell a worker's nanny how many bytes are kept for the next arrays, if that has changed by much:
+ * it takes five microseconds.  Callers hold the lock. */
+void
+pool_tell_idle(void)
+{
+    size_t now = idle_count().free_bytes;
+    size_t change = now > pool.told ? now - pool.told : pool.told - now;
+    bool watched = pool.budget != SIZE_MAX;
+    if (watched && change >= TELL_EVERY && pool.directory >= 0) {
+        room_tell_idle(pool.directory, pool.owner, now);
+        pool.told = now;
+    }
+}
+
 /* Put a segment without an array back: to the free ones, or to those that wait. */
 void
 pool_make_idle(segment *s, bool handed_out)
@@ -122,6 +138,7 @@ pool_make_idle(segment *s, bool handed_out)
     else {
         idle_push(s, handed_out);
         evicted = idle_evict(keep, pool.limits.waiting);
+        pool_tell_idle();
     }
     int dir = evicted == NULL ? -1 : pool_hold_directory();
     pthread_mutex_unlock(&pool.lock);
@@ -135,6 +152,7 @@ pool_trim(size_t keep)
     pthread_mutex_lock(&pool.lock);
     int dir = pool_hold_directory();
     segment *evicted = idle_evict(keep, pool.limits.waiting);
+    pool_tell_idle();
     pthread_mutex_unlock(&pool.lock);
     size_t bytes = pool_discard_all(dir, evicted);
     pool_drop_directory(dir);
@@ -160,6 +178,7 @@ pool_open(int dir, const char *owner, const pool_limits *limits)
         pool.limits = *limits;
         pool.budget = pool.most = SIZE_MAX;
         pool.opening++;
+        pool.told = 0;
         size_t size;
         room_was_asked(pool.directory, &size); /* before us: not of us */
         __atomic_store_n(&pool.wait_again, 0, __ATOMIC_RELAXED);

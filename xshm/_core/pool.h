@@ -20,6 +20,7 @@ struct pool {
     size_t budget, most;  /* bounds on live and idle bytes together: see pool_set_budget */
     pool_counts counts;
     uint64_t wait_again;  /* for room: earlier is too early */
+    size_t told;          /* others know of so many idle bytes: see pool_tell_idle */
 };
 
 extern struct pool pool;
@@ -32,6 +33,7 @@ segment *pool_new_segment(size_t size);
 void pool_discard(int dir, segment *s);
 size_t pool_discard_all(int dir, segment *chain);
 void pool_make_idle(segment *s, bool handed_out);
+void pool_tell_idle(void);
 
 /* ---- make_room.c ---- */
 void pool_look_whether_room_is_wanted(void);

@@ -1,14 +1,16 @@
-/* Room in the directory, and asking other processes for it.
+/* Room in the directory, asking other processes for it, and telling what could be given.
  *
  * Who finds it short says so in a file beside the folder of segments: its time is when, and
  * its size how many bytes found no room.  It has no pages, so that it can be made where there
  * is no room at all; and as it is neither mapped nor read, nobody comes to harm by what
- * somebody does to it.  All others look at it now and then.
+ * somebody does to it.  All others look at it now and then.  In the same way the size of a
+ * process's own file tells how much it keeps for its next arrays.
  */
 #include "core.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -17,6 +19,7 @@
 #include <unistd.h>
 
 #define WANTED "../wanted"
+#define PROCESSES "../processes/"
 #define LOOK_EVERY (10 * XSHM_MILLISECOND)
 
 static uint64_t seen;      /* the time of the last ask that was looked at */
@@ -131,4 +134,22 @@ room_is_time_to_look(void)
     return now >= due
            && __atomic_compare_exchange_n(&next_look, &due, now + LOOK_EVERY, false,
                                           __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+}
+
+/* Tell others how many bytes this process keeps for its next arrays.  Where this fails the last
+ * figure stands. */
+void
+room_tell_idle(int directory, const char *process, size_t bytes)
+{
+    char file[sizeof PROCESSES + XSHM_NAME_SIZE];
+    snprintf(file, sizeof file, PROCESSES "%s", process);
+    int fd = openat(directory, file, O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0) {
+        return;
+    }
+    const struct timespec no_time[2] = {{0}, {0}}; /* a janitor notes there when we died */
+    if (ftruncate(fd, (off_t)bytes) == 0) {
+        futimens(fd, no_time);
+    }
+    close(fd);
 }

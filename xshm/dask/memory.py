@@ -40,7 +40,7 @@ from distributed.worker_memory import NannyMemoryManager
 from xshm import _core, process
 from xshm.dask.spill import attend_to
 from xshm.directory import Directory
-from xshm.own_memory import counted_by_others, orphans_of, resident, segments_of
+from xshm.own_memory import counted_by_others, idle_of, orphans_of, resident, segments_of
 from xshm.whereabouts import segment_leased
 
 T = TypeVar("T")
@@ -90,8 +90,8 @@ _FILLED = 0.6
 #: where dask spills, so that what was spilled is there for them, warm; dask pauses a worker
 #: somewhat later. It stays as far from where the nanny ends the worker.
 _BEYOND = 0.05
-#: How many looks of the nanny a worker may be beyond its limit.
-_PATIENCE = 3
+#: In how many looks of the nanny a worker is to give back what it keeps for its next arrays.
+_PATIENCE = 10
 
 
 class _WorkerMemory:
@@ -159,23 +159,25 @@ class _NannyMemoryManager(NannyMemoryManager):
     def memory_monitor(self, nanny: Nanny) -> None:
         started = nanny.process and nanny.process.process
         pid = started and started.pid
-        if pid is not None and self._is_within_limit(pid):
-            self._beyond = 0
-            return
-        # What it keeps for its next arrays it gives back when it looks itself, as often as here.
-        self._beyond += 1
-        if self._beyond > _PATIENCE:
+        if pid is None or not self._is_within_limit(pid):
             super().memory_monitor(nanny)
 
     def _is_within_limit(self, pid: int) -> bool:
         limit = self.memory_limit * self.memory_terminate_fraction
         # It has just ended: distributed sees to that.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            directory = process.current().directory
             own, shared = resident(pid)
-            if own + shared <= limit:  # so distributed would not end it either
+            # Up to the limit distributed would not end it either.
+            if own + shared > limit:
+                own += segments_of(pid, directory) + self._orphans(pid)
+            if own <= limit:
+                self._beyond = 0
                 return True
-            own += segments_of(pid, process.current().directory)
-            return bool(own + self._orphans(pid) <= limit)
+            # What it keeps for its next arrays it gives back when it looks itself, as often as
+            # here; but not while a task lets no other thread run.
+            self._beyond += 1
+            return self._beyond <= _PATIENCE and own - idle_of(pid, directory) <= limit
         return False
 
 
