@@ -20,7 +20,7 @@ import xshm
 from tests.clusters import ITEMS, LARGE, PROTOCOLS, connected, growth, soon, transfer
 from tests.conftest import segment_names
 from xshm.dask.domain import who_am_i
-from xshm.directory import Directory
+from xshm.directory import Directory, configured
 
 on_both = pytest.mark.parametrize("protocol", PROTOCOLS)
 
@@ -198,6 +198,29 @@ def test_processes_of_two_directories_exchange_ordinary_bytes(
     assert received.flags.writeable
     assert grown["handles_sent"] == grown["handles_received"] == 0
     assert grown["bytes_sent_inline"] == LARGE
+
+
+def test_with_a_process_of_a_copy_of_the_directory_too(directory: Path, tmp_path: Path) -> None:
+    """As in virtual machines that were started from one snapshot."""
+    folder = tmp_path / f"xshm-{os.geteuid()}"
+    folder.mkdir(mode=0o700)
+    (folder / "domain").symlink_to(configured().domain)
+    sent = np.arange(ITEMS)
+    received, grown = asyncio.run(_echoed_by_process(sent, tmp_path))
+    assert (folder / "domain").readlink() == Path(configured().domain)
+    np.testing.assert_array_equal(received, sent)
+    assert grown["handles_sent"] == grown["handles_received"] == 0
+
+
+@pytest.mark.parametrize("process_id", [None, "0" * 16, "", ".", "../domain"])
+def test_a_peer_that_is_no_process_here_gets_ordinary_bytes(process_id: Any) -> None:
+    async def run() -> None:
+        async with connected("shm", xshm={**who_am_i(), "process": process_id}) as (near, far):
+            before = xshm.stats()
+            assert (await transfer(np.ones(ITEMS), far, near)).sum() == ITEMS
+            assert growth(before)["handles_sent"] == 0
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize(

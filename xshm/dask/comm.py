@@ -26,7 +26,7 @@ from distributed.protocol import Serialized
 from distributed.utils import nbytes, offload
 
 from xshm import _core, allocation, config, process
-from xshm.dask.domain import same_domain, who_am_i
+from xshm.dask.domain import share_directory, who_am_i
 from xshm.dask.serialize import takes_no_time
 from xshm.errors import HandleError
 from xshm.handle import Handle
@@ -74,7 +74,8 @@ class Shm(Comm):
     @staticmethod
     def handshake_configuration(local: dict[str, Any], remote: dict[str, Any]) -> dict[str, Any]:
         options: dict[str, Any] = Comm.handshake_configuration(local, remote)
-        if same_domain(local, remote):
+        options["handles"] = share_directory(local, remote)
+        if options["handles"]:
             # Compressed bytes would have to be copied; two containers may share a directory
             # but not an address, so that distributed takes them for two hosts.
             options["compression"] = None
@@ -86,7 +87,7 @@ class Shm(Comm):
         self, msg: Any, serializers: list[str] | None = None, on_error: str = "message"
     ) -> int:
         _core.give_room()  # if asked for: a client that has nothing to do says so now and then
-        by_handle = same_domain(self.local_info, self.remote_info)
+        by_handle = self.handshake_options.get("handles", False)  # not while they shake hands
         quick = by_handle and takes_no_time(msg)
         frames = await to_frames(
             msg,

@@ -1,7 +1,9 @@
 """Whether two ends of a connection share a directory, told in the handshake.
 
 Equal addresses prove nothing: containers of one host may each have their own ``/dev/shm``.
-So each end tells the id that it reads in its own directory.
+So each end tells the id that it reads in its own directory. Nor does that prove it: who starts a
+virtual machine from another one's snapshot has a copy of the directory, with the same id. So
+each end tells its process's id too, whose file the other one must find.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xshm import process
+from xshm.directory import PROCESS_ID
 
 #: Of the envelope and the handles; two ends that differ exchange ordinary bytes.
 PROTOCOL_VERSION = 1
@@ -17,10 +20,18 @@ PROTOCOL_VERSION = 1
 
 def who_am_i() -> dict[str, Any]:
     """What this end tells of itself."""
-    return {"version": PROTOCOL_VERSION, "domain": process.current().directory.domain}
+    me = process.current()
+    return {"version": PROTOCOL_VERSION, "domain": me.directory.domain, "process": me.id}
 
 
-def same_domain(local: Mapping[str, Any], remote: Mapping[str, Any]) -> bool:
+def share_directory(local: Mapping[str, Any], remote: Mapping[str, Any]) -> bool:
     """Whether two ends, by what they told, may exchange handles."""
-    mine = local.get("xshm")
-    return mine is not None and mine == remote.get("xshm")
+    mine, other = local.get("xshm"), remote.get("xshm")
+    if not isinstance(mine, dict) or not isinstance(other, dict):
+        return False
+    if any(mine.get(key) != other.get(key) for key in ("version", "domain")):
+        return False
+    its_process = other.get("process")
+    if not isinstance(its_process, str) or not PROCESS_ID.fullmatch(its_process):
+        return False
+    return (process.current().directory.processes / its_process).exists()

@@ -15,7 +15,6 @@ from distributed.protocol import Serialize, dask_serialize
 from distributed.protocol.numpy import serialize_numpy_ndarray
 
 from xshm import _core, config
-from xshm.dask.domain import same_domain
 from xshm.views import is_with_gaps, is_worth, span_to_send
 from xshm.whereabouts import bytes_spanned
 
@@ -29,7 +28,7 @@ def serialize_ndarray(x: np.ndarray[Any, Any], context: Context | None = None) -
     if (
         context is not None
         and is_with_gaps(x)  # first: most arrays have none
-        and _shares_domain(context)
+        and context.get("handles", False)  # see comm
         and x.nbytes >= config.get_bytes("threshold")
         and _has_plain_dtype(x)
         and (span := span_to_send(x)) is not None
@@ -86,7 +85,3 @@ def _goes_as_it_is(x: Any) -> bool:
 def _has_plain_dtype(x: np.ndarray[Any, Any]) -> bool:
     # V: distributed pickles the dtype; T: has a heap.
     return not x.dtype.hasobject and x.dtype.kind not in "VT"
-
-
-def _shares_domain(context: Context) -> bool:
-    return same_domain(context.get("sender", {}), context.get("recipient", {}))
