@@ -131,6 +131,7 @@ def _possessions() -> dict[str, set[str]]:
             f"{number!r}: {signal.getsignal(number)}"
             for number in signal.valid_signals() - {signal.SIGALRM}  # pytest-timeout's
         },
+        "dask's scheduler": {str(dask.config.get("scheduler", None))},
     }
 
 

@@ -65,7 +65,10 @@ needs_hosts = pytest.mark.skipif(
 def run_in_namespace(function: Callable[..., None], *arguments: object) -> str:
     """Call a function of a test module in a new process and namespace; returns its stderr."""
     call = f"{function.__name__}({', '.join(map(repr, map(str, arguments)))})"
-    script = f"from {function.__module__} import *; loopback_up(); {call}"
+    script = (
+        f"from {__name__} import loopback_up; loopback_up(); "
+        f"from {function.__module__} import *; {call}"
+    )
     done = subprocess.run(
         [*(unshare() or ()), sys.executable, "-c", script],
         capture_output=True,

@@ -25,7 +25,6 @@ from tests.conftest import files_in
 from tests.kinds import KINDS
 from tests.kinds_not_held import NOT_HELD
 from tests.namespaces import (
-    loopback_up,  # noqa: F401  # every process that runs in a namespace begins with it
     mount_tmpfs,
     needs_namespaces,
     run_in_namespace,

@@ -1,4 +1,4 @@
-"""Limits of an ordinary system: 65,530 mappings and 1,024 open files for one process."""
+"""Limits: of an ordinary system (65,530 mappings, 1,024 open files), and of a container."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import dask
 import numpy as np
 import pytest
 from dask.distributed import Client, wait
+from dask.system import CPU_COUNT
 
 import xshm
 from tests.clusters import cluster, workers_of
-from xshm import _core
+from tests.namespaces import mount_tmpfs, needs_namespaces, run_in_namespace
+from xshm import _core, process
 
 ORDINARY_MAPPINGS = 65_530
 ORDINARY_OPEN_FILES = 1_024
@@ -58,9 +60,9 @@ def test_twenty_thousand_live_chunks(client: Client) -> None:
     sender, receiver = usage(first), usage(second)
     assert CHUNKS / 2 <= sender["live_segments"] < CHUNKS
     assert CHUNKS / 2 <= receiver["leased_segments"] <= CHUNKS
-    for process in sender, receiver:
-        assert process["real mappings"] < ORDINARY_MAPPINGS
-        assert process["real open files"] < ORDINARY_OPEN_FILES
+    for worker in sender, receiver:
+        assert worker["real mappings"] < ORDINARY_MAPPINGS
+        assert worker["real open files"] < ORDINARY_OPEN_FILES
 
 
 def test_chunks_beyond_the_bound_on_mappings_are_ordinary_memory(client: Client) -> None:
@@ -156,3 +158,27 @@ def test_more_parts_of_a_container_than_a_process_can_map() -> None:
         )
         assert done.returncode == 0, done.stderr
         assert int(done.stdout) < ORDINARY_MAPPINGS / 2
+
+
+# ---- the memory of a container ----
+
+
+@needs_namespaces
+@pytest.mark.parametrize(
+    "file", ["memory.max", "memory/memory.limit_in_bytes"], ids=["version 2", "version 1"]
+)
+def test_in_a_small_container_little_is_kept_for_next_arrays(file: str, directory: Path) -> None:
+    run_in_namespace(keep_in_container, directory, file)
+
+
+def keep_in_container(directory: str, file: str) -> None:
+    """As much as four arrays of 4 MiB, by the limit of the container."""
+    mount_tmpfs("/sys/fs/cgroup", "1m")
+    limit = Path("/sys/fs/cgroup", file)
+    limit.parent.mkdir(exist_ok=True)
+    limit.write_text(f"{16 * 2**20 * 4 * CPU_COUNT}\n")
+    with xshm.allocator():
+        arrays = [np.ones(2**19) for _ in range(8)]
+        del arrays
+    assert xshm.stats()["free_bytes"] == 16 * 2**20
+    process.close()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dask.distributed import Client, wait
+from dask.distributed import Client, Future, wait
 
 import xshm
 from tests import clusters
@@ -30,12 +30,12 @@ needs_prometheus = pytest.mark.skipif(
 )
 
 
-def exchange(client: Client) -> tuple[str, str]:
-    """The addresses of a worker that has sent an array, and of one that has received it."""
+def exchange(client: Client) -> Future:
+    """An array that the first worker has sent, and that the second has received."""
     first, second = clusters.workers_of(client)[:2]
     made = client.submit(np.ones, ITEMS, workers=[first], pure=False)
     wait(client.submit(np.sum, made, workers=[second], allow_other_workers=False, pure=False))
-    return first, second
+    return made
 
 
 def test_the_scheduler_knows_what_workers_exchanged_and_hold(client: Client) -> None:
@@ -77,8 +77,8 @@ def page_of(client: Client, worker: str) -> str:
 def test_prometheus_is_told_the_same_numbers(client: Client) -> None:
     from prometheus_client.parser import text_string_to_metric_families
 
-    first, second = exchange(client)
-    for worker in first, second:
+    exchanged = exchange(client)  # both hold it as long as this future is there
+    for worker in clusters.workers_of(client)[:2]:
         told = {
             (sample.name.removeprefix("dask_worker_xshm_"), *sample.labels.values()): sample.value
             for family in text_string_to_metric_families(page_of(client, worker))
@@ -104,6 +104,8 @@ def test_prometheus_is_told_the_same_numbers(client: Client) -> None:
         assert told["directory_size_bytes",] == configured().room()[1]
         assert 0 <= told["directory_free_bytes",] <= told["directory_size_bytes",]
     assert told["received_bytes_total", "handle"] >= LARGE
+    assert told["segments", "leased"] == 1
+    del exchanged
 
     page = (ROOT / "docs" / "monitoring.md").read_text()
     assert set(re.findall(r"`dask_worker_xshm_(\w+)`", page)) == {name for name, *_ in told}

@@ -18,8 +18,7 @@ import pytest
 
 import xshm
 from tests.conftest import files_in, same_bytes, wait_until
-from tests.namespaces import (  # noqa: F401  # loopback_up: for run_in_namespace
-    loopback_up,
+from tests.namespaces import (
     mount_tmpfs,
     needs_namespaces,
     run_in_namespace,

@@ -24,7 +24,6 @@ from dask.callbacks import Callback
 import xshm
 from tests.conftest import files_in
 from tests.namespaces import (
-    loopback_up,  # noqa: F401  # every process that runs in a namespace begins with it
     mount_tmpfs,
     needs_namespaces,
     run_in_namespace,

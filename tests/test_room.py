@@ -14,7 +14,6 @@ import pytest
 from tests.clusters import cluster, total, workers_of
 from tests.conftest import files_in
 from tests.namespaces import (
-    loopback_up,  # noqa: F401  # every process that runs in a namespace begins with it
     mount_tmpfs,
     needs_namespaces,
     run_in_namespace,

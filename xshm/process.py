@@ -19,7 +19,8 @@ from xshm.directory import Directory, configured
 from xshm.errors import DirectoryError, LimitError
 
 _MAX_MAP_COUNT = "/proc/sys/vm/max_map_count"
-_CGROUP_LIMIT = "/sys/fs/cgroup/memory.max"
+#: Of a control group of version 2 and of version 1, as a container sees its own.
+_CGROUP_LIMITS = "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"
 _DEFAULT_MAX_MAP_COUNT = 65530  # the kernel's own default (vm.rst in its documentation)
 
 
@@ -249,13 +250,13 @@ def _keep() -> int:
 
 def _memory() -> int:
     """Bytes of memory that this process may use: the machine's, or its container's."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        with open(_CGROUP_LIMIT) as file:
-            limit = file.read().strip()
-    except OSError:  # no control group of version 2
-        return machine
-    return min(machine, int(limit)) if limit.isdigit() else machine  # or "max"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in _CGROUP_LIMITS:
+        with contextlib.suppress(FileNotFoundError, PermissionError):  # no container
+            limit = Path(path).read_text().strip()
+            if limit.isdigit():  # or "max"
+                memory = min(memory, int(limit))
+    return memory
 
 
 def _make_process_file(directory: Directory) -> tuple[str, int]:
