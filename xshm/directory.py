@@ -3,7 +3,7 @@
 Layout, below ``xshm.directory``::
 
     xshm-<uid>/           0700
-        domain            a link to a random id: who reads the same one, shares the directory
+        domain            a link to a random id, which tells one directory from another
         wanted            who finds no room says here when, and for how much: see _core/room.c
         processes/<id>    one for each process, locked by it for as long as it lives; a worker's
                           size is what it keeps for its next arrays: see _core/room.c

@@ -111,7 +111,7 @@ pool_tell_idle(void)
 {
     size_t now = idle_count().free_bytes;
     size_t change = now > pool.told ? now - pool.told : pool.told - now;
-    bool watched = pool.budget != SIZE_MAX;
+    bool watched = pool.budget < PTRDIFF_MAX; /* it is a worker's */
     if (watched && change >= TELL_EVERY && pool.directory >= 0) {
         room_tell_idle(pool.directory, pool.owner, now);
         pool.told = now;
