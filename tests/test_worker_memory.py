@@ -192,7 +192,7 @@ def take_and_stop(n_chunks: int, nbytes: int) -> None:
     ("n_chunks", "nbytes", "looks"),
     [
         pytest.param(20, 350 * MiB, 10, id="what it keeps, if it does not give it back in time"),
-        pytest.param(0, 550 * MiB, 0, id="what it uses, at once"),
+        pytest.param(0, 550 * MiB, 1, id="what it uses, if it still does at the next look"),
     ],
 )
 def test_a_nanny_ends_a_worker_for(n_chunks: int, nbytes: int, looks: int) -> None:

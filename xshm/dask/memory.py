@@ -174,9 +174,12 @@ class _NannyMemoryManager(NannyMemoryManager):
             if own <= limit:
                 self._beyond = 0
                 return True
+            self._beyond += 1
+            if self._beyond == 1:  # what was on its way from one of these figures to another?
+                self._orphans.look_again()
+                return True
             # What it keeps for its next arrays it gives back when it looks itself, as often as
             # here; but not while a task lets no other thread run.
-            self._beyond += 1
             return self._beyond <= _PATIENCE and own - idle_of(pid, directory) <= limit
         return False
 
@@ -201,3 +204,7 @@ class _Seldom(Generic[T]):
             end = time.monotonic()
             self._call_again = end + 9 * (end - start)
         return self._last
+
+    def look_again(self) -> None:
+        """Have it called the next time."""
+        self._call_again = 0.0
