@@ -167,11 +167,11 @@ def test_more_parts_of_a_container_than_a_process_can_map() -> None:
 @pytest.mark.parametrize(
     "file", ["memory.max", "memory/memory.limit_in_bytes"], ids=["version 2", "version 1"]
 )
-def test_in_a_small_container_little_is_kept_for_next_arrays(file: str, directory: Path) -> None:
-    run_in_namespace(keep_in_container, directory, file)
+def test_in_a_small_container_little_is_kept_for_next_arrays(file: str) -> None:
+    run_in_namespace(keep_in_container, file)
 
 
-def keep_in_container(directory: str, file: str) -> None:
+def keep_in_container(file: str) -> None:
     """As much as four arrays of 4 MiB, by the limit of the container."""
     mount_tmpfs("/sys/fs/cgroup", "1m")
     limit = Path("/sys/fs/cgroup", file)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import dask.config
 import numpy as np
+import psutil
 import pytest
 from distributed import Nanny, Worker, wait
 from distributed.spill import SpillBuffer
@@ -208,8 +209,8 @@ def test_a_nanny_ends_a_worker_for(n_chunks: int, nbytes: int, looks: int) -> No
         client.run(spill)  # from then on what it keeps is bounded
         (pid,) = client.run(os.getpid).values()
         task = client.submit(take_and_stop, n_chunks, nbytes)
-        stopped = Path(f"/proc/{pid}/stat")
-        wait_until(lambda: stopped.read_text().split()[2] == "T", "the worker has stopped")
+        worker = psutil.Process(pid)
+        wait_until(lambda: worker.status() == psutil.STATUS_STOPPED, "the worker has stopped")
         assert [looks_and_ends_it() for _ in range(looks + 1)] == [False] * looks + [True]
         task.cancel()
         looks_and_ends_it()  # and with SIGKILL
