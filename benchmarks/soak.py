@@ -35,6 +35,7 @@ from distributed.shuffle._exceptions import P2PConsistencyError
 import xshm
 from xshm import directory, janitor, process
 
+from .cluster import workers_of
 from .fresh import own_directory
 from .soak_faults import Faults
 from .soak_forgetting import (
@@ -221,8 +222,8 @@ class Soak:
 
     def _have_clients(self, client: Client) -> None:
         """Each worker has a client of its own then, not only those that some graph gave one."""
-        addresses = client.scheduler_info(n_workers=-1)["workers"]
-        asked = [client.submit(ask_others, 1, workers=[one], pure=False) for one in addresses]
+        workers = workers_of(client)
+        asked = [client.submit(ask_others, 1, workers=[one], pure=False) for one in workers]
         with suppress(TimeoutError):  # it did not come to rest, which has been told
             wait(asked, timeout=REST)
 

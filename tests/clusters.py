@@ -165,7 +165,15 @@ def leaving_nothing(parent: Path) -> Iterator[None]:
 
 def workers_of(client: Client) -> list[str]:
     """Addresses of the workers."""
-    return sorted(client.scheduler_info(n_workers=-1)["workers"])
+    return sorted(known_of_workers(client))
+
+
+def known_of_workers(client: Client) -> dict[str, Any]:
+    """What the scheduler knows of the workers, by address."""
+    # Not Client.scheduler_info: the client asks all the time for what it tells without workers,
+    # and returns what it has heard last.
+    known: dict[str, Any] = client.sync(client.scheduler.identity)["workers"]
+    return known
 
 
 def total(client: Client, key: str) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 from dask.distributed import Client, LocalCluster, wait
 
 import xshm
+from tests.clusters import workers_of
 from tests.conftest import files_in
 
 
@@ -19,7 +20,7 @@ def test_chunks_travel_as_handles_and_nothing_is_left(directory: Path) -> None:
         Client(cluster) as client,
     ):
         assert cluster.scheduler_address.startswith("shm://")
-        first, second = client.scheduler_info()["workers"]
+        first, second = workers_of(client)
         x = client.submit(np.ones, 10_000_000, workers=[first])
         wait(x)
         total = client.submit(np.sum, x, workers=[second], allow_other_workers=False)

@@ -94,7 +94,7 @@ def test_what_all_have_from_one_counts_for_none_of_them() -> None:
         sent = client.scatter(x, broadcast=True, hash=False)
         sums = [
             client.submit(np.sum, sent, workers=[worker], pure=False)
-            for worker in client.scheduler_info()["workers"]
+            for worker in clusters.workers_of(client)
         ]
         assert client.gather(sums) == [x.size] * 4
         time.sleep(1)  # of dask's monitors, which look ten times a second

@@ -40,7 +40,7 @@ def exchange(client: Client) -> Future:
 
 def test_the_scheduler_knows_what_workers_exchanged_and_hold(client: Client) -> None:
     def metrics_of(worker: str) -> Any:
-        return client.scheduler_info()["workers"][worker]["metrics"]["xshm"]
+        return clusters.known_of_workers(client)[worker]["metrics"]["xshm"]
 
     first, second = clusters.workers_of(client)[:2]
     sent = metrics_of(first)["bytes_sent_by_handle"]
@@ -67,7 +67,7 @@ def test_the_scheduler_knows_what_workers_exchanged_and_hold(client: Client) -> 
 
 def page_of(client: Client, worker: str) -> str:
     """The page ``/metrics`` of a worker."""
-    port = client.scheduler_info()["workers"][worker]["services"]["dashboard"]
+    port = clusters.known_of_workers(client)[worker]["services"]["dashboard"]
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as page:
         text: str = page.read().decode()
         return text
@@ -139,11 +139,12 @@ import sys
 sys.modules["prometheus_client"] = None  # as if it were not installed
 from dask.distributed import Client, LocalCluster
 import xshm
+from tests.clusters import known_of_workers
 from tests.test_metrics import page_of
 
 options = dict(protocol="shm", n_workers=1, processes=False, dashboard_address=":0")
 with LocalCluster(**options) as cluster, Client(cluster) as client:
-    ((address, worker),) = client.scheduler_info()["workers"].items()
+    ((address, worker),) = known_of_workers(client).items()
     assert worker["metrics"]["xshm"].keys() > xshm.stats().keys()
     assert "not available" in page_of(client, address)
 assert "xshm.dask.prometheus" not in sys.modules

@@ -58,7 +58,7 @@ def test_it_tells_of_each_worker_what_it_exchanged_and_holds(
     assert (sender["live_segments"], sender["leased_segments"]) == (1, 0)
     assert receiver["bytes_received_by_handle"] >= LARGE
     assert (receiver["live_segments"], receiver["leased_segments"]) == (0, 1)
-    for address, known in client.scheduler_info()["workers"].items():
+    for address, known in clusters.known_of_workers(client).items():
         worker = told.workers[address]
         assert worker.stats.keys() == xshm.stats().keys()
         assert worker.memory_limit == known["memory_limit"]
@@ -206,7 +206,7 @@ def test_a_worker_of_an_older_version_has_a_remark_and_the_others_tell(client: C
         dask_worker.metrics["xshm"] = dask_worker.__dict__.pop("kept")
 
     def is_told() -> bool:
-        return "xshm" in client.scheduler_info()["workers"][first]["metrics"]
+        return "xshm" in clusters.known_of_workers(client)[first]["metrics"]
 
     client.run(tell_nothing, workers=[first])
     try:

@@ -15,7 +15,7 @@ from distributed.protocol import to_serialize
 from distributed.security import Security
 
 import xshm
-from tests.clusters import ITEMS, transfer
+from tests.clusters import ITEMS, transfer, workers_of
 from tests.conftest import files_in, same_bytes
 
 
@@ -45,7 +45,7 @@ def test_chunks_of_a_cluster_travel_as_handles(security: Security, directory: Pa
         Client(cluster, security=security) as client,
     ):
         assert cluster.scheduler_address.startswith("shms://")
-        first, second = client.scheduler_info()["workers"]
+        first, second = workers_of(client)
         x = client.submit(np.ones, ITEMS, workers=[first])
         total = client.submit(np.sum, x, workers=[second], allow_other_workers=False)
         assert total.result() == ITEMS
