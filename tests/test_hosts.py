@@ -147,7 +147,7 @@ def exchange_between_mounts(directory: str) -> None:
 def _two_hosts(directory: str) -> Iterator[tuple[Host, Host]]:
     """Each with a directory of its own, and a third for the process that calls."""
     make_switch(HERE)
-    own = f"mount -t tmpfs tmpfs {directory}"
+    own = f"mount -t tmpfs tmpfs /dev/shm && mkdir -m 700 {directory}"
     with host(FIRST, own) as first, host(SECOND, own) as second:
         yield first, second
 
