@@ -159,10 +159,10 @@ class _NannyMemoryManager(NannyMemoryManager):
     def memory_monitor(self, nanny: Nanny) -> None:
         started = nanny.process and nanny.process.process
         pid = started and started.pid
-        if pid is None or not self._is_within_limit(pid):
+        if pid is None or not self._is_tolerated(pid):
             super().memory_monitor(nanny)
 
-    def _is_within_limit(self, pid: int) -> bool:
+    def _is_tolerated(self, pid: int) -> bool:
         limit = self.memory_limit * self.memory_terminate_fraction
         # It has just ended: distributed sees to that.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
