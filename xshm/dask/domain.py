@@ -26,12 +26,10 @@ def who_am_i() -> dict[str, Any]:
 
 def share_directory(local: Mapping[str, Any], remote: Mapping[str, Any]) -> bool:
     """Whether two ends, by what they told, may exchange handles."""
-    mine, other = local.get("xshm"), remote.get("xshm")
-    if not isinstance(mine, dict) or not isinstance(other, dict):
-        return False
-    if any(mine.get(key) != other.get(key) for key in ("version", "domain")):
-        return False
-    its_process = other.get("process")
-    if not isinstance(its_process, str) or not PROCESS_ID.fullmatch(its_process):
-        return False
-    return (process.current().directory.processes / its_process).exists()
+    match local.get("xshm"), remote.get("xshm"):
+        case (
+            {"version": version, "domain": domain},
+            {"version": its_version, "domain": its_domain, "process": str(its_process)},
+        ) if (version, domain) == (its_version, its_domain) and PROCESS_ID.fullmatch(its_process):
+            return (process.current().directory.processes / its_process).exists()
+    return False
